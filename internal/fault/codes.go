@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fault
+
+// Code names a kind of failure. Codes never change their meaning and are never
+// reused; new ones are added.
+type Code string
+
+// The codes. Every one has an entry in Catalogue.
+const (
+	BootArgsMissing     Code = "boot-args-missing"
+	BootArgsInvalid     Code = "boot-args-invalid"
+	RoleMissing         Code = "role-missing"
+	RoleUnknown         Code = "role-unknown"
+	SSHFailed           Code = "ssh-failed"
+	DiskUnsupported     Code = "disk-unsupported"
+	DiskTableInvalid    Code = "disk-table-invalid"
+	DiskBlocked         Code = "disk-blocked"
+	DiskGrowFailed      Code = "disk-grow-failed"
+	DiskTooSmall        Code = "disk-too-small"
+	HostSettingsFailed  Code = "host-settings-failed"
+	NetworkFailed       Code = "network-failed"
+	ServiceFailed       Code = "service-failed"
+	UnitMissing         Code = "unit-missing"
+	UserdataUnreachable Code = "userdata-unreachable"
+	UserdataInvalid     Code = "userdata-invalid"
+	UserdataUnknown     Code = "userdata-unknown"
+	CloudInitFailed     Code = "cloud-init-failed"
+	ISOMissing          Code = "iso-missing"
+	ISOIncomplete       Code = "iso-incomplete"
+	ISOInvalid          Code = "iso-invalid"
+	InstallFailed       Code = "install-failed"
+	ContainerdFailed    Code = "containerd-failed"
+	SandboxMismatch     Code = "sandbox-image-mismatch"
+	ImageImportFailed   Code = "image-import-failed"
+	ImageMissing        Code = "image-missing"
+	KubeadmPreflight    Code = "kubeadm-preflight"
+	KubeadmInitFailed   Code = "kubeadm-init-failed"
+	AddOnFailed         Code = "add-on-failed"
+	NodeNotReady        Code = "node-not-ready"
+	Timeout             Code = "timeout"
+	Interrupted         Code = "interrupted"
+	StateUnreadable     Code = "state-unreadable"
+	Internal            Code = "internal"
+)
+
+// Entry explains a code.
+type Entry struct {
+	Code   Code
+	Cause  string // what has happened, in general
+	Remedy string // what an operator does about it
+}
+
+// Catalogue returns every code with its cause and remedy, in the order a boot
+// can meet them.
+func Catalogue() []Entry {
+	return []Entry{
+		{BootArgsMissing, "CloudStack's boot args did not reach the VM.",
+			"On KVM check that the VM has the channel org.qemu.guest_agent.0 and that the agent log of the host shows patch.sh succeeding; then stop and start the VM from CloudStack."},
+		{BootArgsInvalid, "The boot args hold a value that cannot be right.",
+			"Compare the value named with the VM's NICs in CloudStack; stop and start the VM to have them sent again."},
+		{RoleMissing, "The boot args have no type=, so the role of this VM is not known.",
+			"Stop and start the VM from CloudStack; if it stays, the template is used for a VM that is no system VM."},
+		{RoleUnknown, "The boot args name a type= that this nodeagent does not know.",
+			"Use a system VM template that matches the management server's version, or fix the type."},
+		{SSHFailed, "The ssh server could not be started.", "See `journalctl -u ssh`; check /etc/ssh/sshd_config with `sshd -t`."},
+		{DiskUnsupported, "The root file system is on a device that cannot be grown.", "Use the partition layout of CloudStack's templates, or grow the root by hand."},
+		{DiskTableInvalid, "The partition table of the root disk is damaged or unknown.", "Inspect it with `sfdisk --verify`; nothing was written."},
+		{DiskBlocked, "Another partition follows the root partition directly.", "Rebuild the template with the root partition last."},
+		{DiskGrowFailed, "Growing the root partition or its file system failed.", "Reboot: growing goes on where it stopped. If it fails again see `nodeagent grow --dry-run`."},
+		{DiskTooSmall, "The root disk is smaller than the role needs.", "Give the node a larger root disk (noderootdisksize or the service offering) and start it again."},
+		{HostSettingsFailed, "A setting of this machine (hostname, swap, kernel) could not be made.", "See the message; check that / is writable and not full."},
+		{NetworkFailed, "The address, route or resolver of the boot args could not be set.", "Check the VM's NIC in CloudStack; `ip address` and `ip route` show what is set."},
+		{ServiceFailed, "A systemd unit could not be started or stopped.", "See `systemctl status` of the unit named."},
+		{UnitMissing, "A systemd unit the role wants does not exist on this template.", "Install the package that brings the unit into the template."},
+		{UserdataUnreachable, "No server answered with this node's userdata.", "Check that the network's virtual router runs and serves userdata, and that nothing blocks port 80 to it."},
+		{UserdataInvalid, "The userdata cannot be read.", "Compare it with the template on the management server; a cut-off text means it grew over vm.userdata.max.length."},
+		{UserdataUnknown, "The userdata is not one nodeagent understands wholly; it was handed to cloud-init as it is.", "Nothing, if the template was edited on purpose: see cloud-init's log for what it did."},
+		{CloudInitFailed, "cloud-init reported an error.", "See /var/log/cloud-init-output.log and `cloud-init status --long`."},
+		{ISOMissing, "The Kubernetes binaries ISO was not attached in time.", "Attach the ISO of the cluster's Kubernetes version to the VM; on VMware check that the VM has a free CD drive."},
+		{ISOIncomplete, "The binaries ISO lacks files a node needs.", "Build the ISO again with create-kubernetes-binaries-iso.sh and register it as a new version."},
+		{ISOInvalid, "A file on the binaries ISO cannot be used.", "Build the ISO again; check the downloads named in the message."},
+		{InstallFailed, "A file of the binaries ISO could not be installed.", "Check free space with `df -h /` and that the ISO is still attached, then `systemctl restart nodeagent`."},
+		{ContainerdFailed, "containerd did not come up with the settings Kubernetes needs.", "See `journalctl -u containerd` and /etc/containerd/config.toml."},
+		{SandboxMismatch, "containerd uses another sandbox (pause) image than kubeadm expects.", "Check sandbox_image in /etc/containerd/config.toml and that no other program rewrites it."},
+		{ImageImportFailed, "A container image of the ISO could not be imported.", "Check free space and `journalctl -u containerd`; build the ISO again if the file named is damaged."},
+		{ImageMissing, "The ISO lacks a container image kubeadm needs.", "Build the ISO again: its docker/ folder must hold all of `kubeadm config images list`."},
+		{KubeadmPreflight, "kubeadm's preflight checks found this machine unfit.", "Mend what the lines below name, then `systemctl restart nodeagent`."},
+		{KubeadmInitFailed, "kubeadm init failed.", "See the lines below and `journalctl -u kubelet`, then `systemctl restart nodeagent`."},
+		{AddOnFailed, "A manifest of the ISO could not be applied.", "Apply it by hand with /opt/bin/kubectl, or rebuild the ISO with a valid manifest."},
+		{NodeNotReady, "The node did not become Ready in time.", "See `kubectl describe node` and the pods of kube-system; a missing network plugin is the usual cause."},
+		{Timeout, "A step did not end within its time.", "See what it waited for in the message."},
+		{Interrupted, "nodeagent was stopped while this step ran.", "`systemctl start nodeagent` or reboot: it goes on where it stopped."},
+		{StateUnreadable, "nodeagent's state file cannot be read.", "Delete the file named; the next run writes it anew."},
+		{Internal, "nodeagent met something it has no name for.", "Report it with the output of `nodeagent status -o json` and `journalctl -u nodeagent`."},
+	}
+}
+
+// Remedy returns the catalogue's remedy for the code.
+func (c Code) Remedy() string {
+	for _, entry := range Catalogue() {
+		if entry.Code == c {
+			return entry.Remedy
+		}
+	}
+	return ""
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package fault is how a failure reaches the operator: an error with a stable
+// code, a cause in one sentence, what to do about it, and the last lines of the
+// tool that failed. codes.go is the catalogue of all codes.
+package fault
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Error is a failure an operator can act on.
+type Error struct {
+	Code    Code     // stable, from the catalogue
+	Message string   // what failed: the file or key, the value, what was expected
+	Hint    string   // what to do; "" takes the catalogue's remedy
+	Log     []string // last lines of the tool that failed
+	Err     error    // the cause, when there is one
+}
+
+// New returns an Error without a cause.
+func New(code Code, format string, args ...any) *Error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+// Wrap returns an Error with a cause. The cause's own code and log, where it has
+// them, stay reachable through As.
+func Wrap(code Code, err error, format string, args ...any) *Error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...), Err: err}
+}
+
+// WithHint says what to do in place of the catalogue's remedy.
+func (e *Error) WithHint(format string, args ...any) *Error {
+	e.Hint = fmt.Sprintf(format, args...)
+	return e
+}
+
+// WithLog attaches the last lines of the tool that failed.
+func (e *Error) WithLog(lines []string) *Error {
+	e.Log = lines
+	return e
+}
+
+func (e *Error) Error() string {
+	if e.Err == nil {
+		return e.Message
+	}
+	return e.Message + ": " + e.Err.Error()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// As returns the outermost Error in err's chain with hint and log filled in from
+// inner ones and the catalogue; an error of any other kind becomes one with the
+// code Internal.
+func As(err error) *Error {
+	var outer *Error
+	if !errors.As(err, &outer) {
+		outer = &Error{Code: Internal, Message: err.Error()}
+	}
+	whole := *outer
+	whole.Message = err.Error()
+	whole.Err = nil
+	for inner := outer.Err; inner != nil; {
+		var next *Error
+		if !errors.As(inner, &next) {
+			break
+		}
+		if whole.Hint == "" {
+			whole.Hint = next.Hint
+		}
+		if len(whole.Log) == 0 {
+			whole.Log = next.Log
+		}
+		inner = next.Err
+	}
+	if whole.Hint == "" {
+		whole.Hint = whole.Code.Remedy()
+	}
+	return &whole
+}

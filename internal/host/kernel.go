@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"errors"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// LinuxKernel is the kernel this program runs on.
+type LinuxKernel struct{}
+
+// MountReadOnly implements Kernel.
+func (LinuxKernel) MountReadOnly(device, target, fstype string) error {
+	if err := os.MkdirAll(target, 0o755); err != nil {
+		return err
+	}
+	flags := uintptr(unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC)
+	return os.NewSyscallError("mount", unix.Mount(device, target, fstype, flags, ""))
+}
+
+// Unmount implements Kernel.
+func (LinuxKernel) Unmount(target string) error {
+	err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return os.NewSyscallError("umount", err)
+}
+
+// SwapOff implements Kernel.
+func (LinuxKernel) SwapOff(path string) error {
+	name, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return err
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_SWAPOFF, uintptr(unsafe.Pointer(name)), 0, 0); errno != 0 {
+		return os.NewSyscallError("swapoff", errno)
+	}
+	return nil
+}
+
+// SetHostname implements Kernel.
+func (LinuxKernel) SetHostname(name string) error {
+	return os.NewSyscallError("sethostname", unix.Sethostname([]byte(name)))
+}
