@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"nodeagent/internal/fault"
+	"nodeagent/internal/host"
+)
+
+// Runner runs a plan and keeps its state.
+type Runner struct {
+	Host *host.Host
+	Log  *zap.Logger
+	// Notify sends systemd a message as sd_notify(3) describes, for instance
+	// "READY=1" or "STATUS=...".
+	Notify func(message string)
+	Now    func() time.Time
+
+	mu    sync.Mutex
+	state State
+	notes map[string]string
+	saved time.Time // when progress was last written
+}
+
+// progressEvery bounds how often progress is written.
+const progressEvery = 500 * time.Millisecond
+
+// NewRunner returns a runner for this boot. The instance recorded by an earlier
+// boot is carried over.
+func NewRunner(h *host.Host, log *zap.Logger, version string, notify func(string)) (*Runner, error) {
+	bootID, err := h.BootID()
+	if err != nil {
+		return nil, err
+	}
+	r := &Runner{Host: h, Log: log, Notify: notify, Now: time.Now, notes: map[string]string{}}
+	r.state = State{SchemaVersion: SchemaVersion, AgentVersion: version, BootID: bootID, Warnings: []Warning{}}
+	earlier, err := Load(h)
+	switch {
+	case err == nil:
+		r.state.Instance = earlier.Instance
+	case fault.As(err).Code == fault.StateUnreadable:
+		r.warn("", err)
+	}
+	return r, nil
+}
+
+// Update changes the state's facts (role, node, instance) and saves it.
+func (r *Runner) Update(change func(*State)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change(&r.state)
+	r.save()
+}
+
+// Instance returns what an earlier boot, or this one, has made of the machine.
+func (r *Runner) Instance() *Instance {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.Instance
+}
+
+type outcome struct {
+	step   Step
+	result Result
+	err    error
+}
+
+// Run runs the plan and returns when no step can run any more. A failed step
+// stops those that need it, and only those. The error joins the failures of all
+// steps; when ctx ends, the running ones are recorded as interrupted.
+func (r *Runner) Run(ctx context.Context, steps []Step) error {
+	if err := CheckPlan(steps); err != nil {
+		return err
+	}
+	r.begin(steps)
+
+	waiting := slices.Clone(steps)
+	ended := map[string]bool{} // name -> it succeeded
+	outcomes := make(chan outcome)
+	running := 0
+	var failures []error
+	for {
+		waiting = slices.DeleteFunc(waiting, func(step Step) bool {
+			if ctx.Err() != nil || !runnable(step, ended) {
+				return false
+			}
+			if step.Applies != nil && !step.Applies() {
+				ended[step.Name] = true
+				r.drop(step.Name)
+				return true
+			}
+			running++
+			r.start(step)
+			go func() {
+				result, err := r.perform(ctx, step)
+				outcomes <- outcome{step, result, err}
+			}()
+			return true
+		})
+		if running == 0 && !slices.ContainsFunc(waiting, func(s Step) bool { return ctx.Err() == nil && runnable(s, ended) }) {
+			break
+		}
+		o := <-outcomes
+		running--
+		ended[o.step.Name] = o.err == nil
+		r.finish(ctx, o)
+		if o.err != nil {
+			failures = append(failures, fmt.Errorf("step %s: %w", o.step.Name, o.err))
+		}
+	}
+	r.end()
+	if ctx.Err() != nil {
+		failures = append(failures, context.Cause(ctx))
+	}
+	return errors.Join(failures...)
+}
+
+// runnable says whether all needs of a step have ended, and well unless the step
+// runs always.
+func runnable(step Step, ended map[string]bool) bool {
+	for _, need := range step.Needs {
+		succeeded, over := ended[need]
+		if !over || (!succeeded && !step.Always) {
+			return false
+		}
+	}
+	return true
+}
+
+func (r *Runner) perform(ctx context.Context, step Step) (result Result, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fault.New(fault.Internal, "step %s panicked: %v", step.Name, p).
+				WithLog(strings.Split(strings.TrimSpace(string(debug.Stack())), "\n"))
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, step.Timeout)
+	defer cancel()
+	result, err = step.Run(ctx, func(format string, args ...any) { r.progress(step.Name, fmt.Sprintf(format, args...)) })
+
+	var known *fault.Error
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !errors.As(err, &known) {
+		err = fault.Wrap(fault.Timeout, err, "step %s did not end within %s%s", step.Name, step.Timeout, r.lastNote(step.Name))
+	}
+	return result, err
+}
+
+func (r *Runner) lastNote(name string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if note := r.notes[name]; note != "" {
+		return " (" + note + ")"
+	}
+	return ""
+}
+
+func (r *Runner) begin(steps []Step) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.state.Started = r.Now()
+	r.state.Steps = nil
+	for _, step := range steps {
+		r.state.Steps = append(r.state.Steps, Record{Name: step.Name, Short: step.Short, Needs: step.Needs, Status: Pending})
+	}
+	r.save()
+}
+
+func (r *Runner) drop(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.state.Steps = slices.DeleteFunc(r.state.Steps, func(record Record) bool { return record.Name == name })
+}
+
+func (r *Runner) record(name string) *Record {
+	at := slices.IndexFunc(r.state.Steps, func(record Record) bool { return record.Name == name })
+	return &r.state.Steps[at]
+}
+
+func (r *Runner) start(step Step) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.Now()
+	until := now.Add(step.Timeout)
+	record := r.record(step.Name)
+	record.Status, record.Started, record.Until = Running, &now, &until
+	r.save()
+	r.Log.Info("started", zap.String("step", step.Name))
+	r.tellStatus()
+}
+
+func (r *Runner) progress(name, note string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.notes[name] == note {
+		return
+	}
+	r.notes[name] = note
+	if now := r.Now(); now.Sub(r.saved) >= progressEvery {
+		r.saved = now
+		if err := saveProgress(r.Host, r.notes); err != nil {
+			r.Log.Warn("cannot save progress", zap.Error(err))
+		}
+	}
+	r.tellStatus()
+}
+
+func (r *Runner) finish(ctx context.Context, o outcome) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	record := r.record(o.step.Name)
+	record.Seconds = r.Now().Sub(*record.Started).Round(time.Millisecond).Seconds()
+	record.Until = nil
+	record.Note = o.result.Note
+	delete(r.notes, o.step.Name)
+	fields := []zap.Field{zap.String("step", o.step.Name), zap.Float64("seconds", record.Seconds)}
+
+	switch {
+	case o.err != nil && ctx.Err() != nil:
+		record.Status = Interrupted
+		record.Error = &Failure{Code: fault.Interrupted, Message: o.err.Error(), Hint: fault.Interrupted.Remedy()}
+		r.Log.Warn("interrupted", append(fields, zap.Error(o.err))...)
+	case o.err != nil:
+		failure := fault.As(o.err)
+		record.Status = Failed
+		record.Error = &Failure{Code: failure.Code, Message: failure.Message, Hint: failure.Hint, Log: failure.Log}
+		r.Log.Error("failed: "+failure.Message, append(fields, zap.String("code", string(failure.Code)), zap.String("hint", failure.Hint))...)
+	case o.result.Skipped:
+		record.Status = Skipped
+		r.Log.Info("skipped: "+o.result.Note, fields...)
+	default:
+		record.Status = Done
+		r.Log.Info(strings.TrimSuffix("done: "+o.result.Note, ": "), fields...)
+	}
+	for _, warning := range o.result.Warnings {
+		r.warn(o.step.Name, warning)
+	}
+	r.save()
+	if o.step.Ready && o.err == nil {
+		r.Notify("READY=1")
+	}
+	r.tellStatus()
+}
+
+func (r *Runner) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.Now()
+	r.state.Ended = &now
+	r.save()
+	r.tellStatus()
+}
+
+func (r *Runner) warn(step string, err error) {
+	failure := fault.As(err)
+	r.state.Warnings = append(r.state.Warnings, Warning{Step: step, Code: failure.Code, Message: failure.Message})
+	r.Log.Warn(failure.Message, zap.String("step", step), zap.String("code", string(failure.Code)))
+}
+
+// save is called with the lock held. A state that cannot be saved must not stop
+// the boot: status then shows what RunState holds.
+func (r *Runner) save() {
+	if err := r.state.save(r.Host); err != nil {
+		r.Log.Warn("cannot save the state, continuing", zap.Error(err))
+	}
+}
+
+// tellStatus shows the running steps in `systemctl status`.
+func (r *Runner) tellStatus() {
+	var running []string
+	for _, record := range r.state.Steps {
+		if record.Status == Running {
+			text := record.Name
+			if note := r.notes[record.Name]; note != "" {
+				text += " (" + note + ")"
+			}
+			running = append(running, text)
+		}
+	}
+	text := strings.Join(running, ", ")
+	if text == "" {
+		text = string(r.state.Phase())
+	}
+	r.Notify("STATUS=" + text)
+}

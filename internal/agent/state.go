@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeagent/internal/fault"
+	"nodeagent/internal/host"
+)
+
+// Where the agent keeps what happened. StateFile is the truth and survives
+// reboots; RunState takes its place while the disk cannot be written; Progress
+// says what running steps wait for and is written too often for a disk.
+const (
+	StateFile    = "/var/lib/nodeagent/state.json"
+	RunState     = "/run/nodeagent/state.json"
+	ProgressFile = "/run/nodeagent/progress.json"
+	LockFile     = "/run/nodeagent/lock"
+)
+
+// SchemaVersion is raised when a key changes its meaning; new keys do not raise it.
+const SchemaVersion = 1
+
+// Status of a step.
+type Status string
+
+// The statuses.
+const (
+	Pending     Status = "pending"
+	Running     Status = "running"
+	Done        Status = "done"
+	Skipped     Status = "skipped"
+	Failed      Status = "failed"
+	Interrupted Status = "interrupted"
+)
+
+// Phase is how the whole run stands.
+type Phase string
+
+// The phases.
+const (
+	PhaseDone     Phase = "done"
+	PhaseFailed   Phase = "failed"
+	PhaseDegraded Phase = "degraded"
+	PhaseRunning  Phase = "running"
+	PhaseIdle     Phase = "idle"
+)
+
+// State is what happened on a boot. It holds no secrets: every user may read it.
+type State struct {
+	SchemaVersion int        `json:"schemaVersion"`
+	AgentVersion  string     `json:"agentVersion"`
+	BootID        string     `json:"bootID"`
+	Role          string     `json:"role,omitempty"`
+	Owner         string     `json:"owner,omitempty"`
+	Node          string     `json:"node,omitempty"`
+	Started       time.Time  `json:"started"`
+	Ended         *time.Time `json:"ended,omitempty"`
+	Steps         []Record   `json:"steps"`
+	Warnings      []Warning  `json:"warnings"`
+	// Instance is set once a node's one-time work is done; it outlives the boot.
+	Instance *Instance `json:"instance,omitempty"`
+}
+
+// Instance is the machine CloudStack asked for, once it has been made.
+type Instance struct {
+	ID     string    `json:"id"`     // CloudStack's instance-id
+	Mode   string    `json:"mode"`   // what was made of it: init, none, ...
+	BootID string    `json:"bootID"` // the boot on which it was made
+	Made   time.Time `json:"made"`
+}
+
+// Record is what happened to one step.
+type Record struct {
+	Name    string     `json:"name"`
+	Status  Status     `json:"status"`
+	Short   string     `json:"short,omitempty"`
+	Needs   []string   `json:"needs,omitempty"`
+	Started *time.Time `json:"started,omitempty"`
+	Seconds float64    `json:"seconds,omitempty"`
+	Until   *time.Time `json:"until,omitempty"` // the deadline of a running step
+	Note    string     `json:"note,omitempty"`
+	Error   *Failure   `json:"error,omitempty"`
+}
+
+// Failure is why a step failed.
+type Failure struct {
+	Code    fault.Code `json:"code"`
+	Message string     `json:"message"`
+	Hint    string     `json:"hint,omitempty"`
+	Log     []string   `json:"log,omitempty"`
+}
+
+// Warning is something an operator should know that stopped nothing.
+type Warning struct {
+	Step    string     `json:"step,omitempty"`
+	Code    fault.Code `json:"code"`
+	Message string     `json:"message"`
+}
+
+// Phase derives how the run stands from its records.
+func (s *State) Phase() Phase {
+	phase := PhaseDone
+	for _, record := range s.Steps {
+		switch record.Status {
+		case Failed, Interrupted:
+			return PhaseFailed
+		case Pending, Running:
+			phase = PhaseRunning
+		}
+	}
+	switch {
+	case phase == PhaseRunning && s.Ended == nil:
+		return PhaseRunning
+	case phase == PhaseRunning:
+		return PhaseFailed
+	case len(s.Warnings) > 0:
+		return PhaseDegraded
+	}
+	return PhaseDone
+}
+
+// Load reads the state. It returns fs.ErrNotExist when nodeagent never ran here.
+// A state a dead agent left behind, of this boot or an earlier one, shows its
+// unfinished steps as interrupted.
+func Load(h *host.Host) (*State, error) {
+	bootID, err := h.BootID()
+	if err != nil {
+		return nil, err
+	}
+	state, err := read(h, RunState)
+	if err != nil || state.BootID != bootID {
+		if state, err = read(h, StateFile); err != nil {
+			return nil, err
+		}
+	}
+	alive := state.BootID == bootID && Locked(h)
+	if alive {
+		state.addProgress(h)
+		return state, nil
+	}
+	for i := range state.Steps {
+		record := &state.Steps[i]
+		if record.Status == Running {
+			record.Status = Interrupted
+			record.Until = nil
+			record.Error = &Failure{Code: fault.Interrupted, Message: "nodeagent ended while this step ran",
+				Hint: fault.Interrupted.Remedy()}
+		}
+	}
+	if state.Ended == nil {
+		state.Ended = &state.Started
+	}
+	return state, nil
+}
+
+func read(h *host.Host, name string) (*State, error) {
+	data, err := h.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	var state State
+	if err := json.Unmarshal(data, &state); err != nil {
+		return nil, fault.Wrap(fault.StateUnreadable, err, "cannot read %s", name)
+	}
+	if state.SchemaVersion > SchemaVersion {
+		return nil, fault.New(fault.StateUnreadable, "cannot read %s: its schema version %d is newer than %d",
+			name, state.SchemaVersion, SchemaVersion)
+	}
+	return &state, nil
+}
+
+// save writes the state durably, or to RunState while the disk does not take it.
+func (s *State) save(h *host.Host) error {
+	data, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	data = append(data, '\n')
+	if _, err := h.WriteFile(StateFile, data, 0o644); err != nil {
+		_, runErr := h.WriteFile(RunState, data, 0o644)
+		return errors.Join(err, runErr)
+	}
+	_, err = h.Remove(RunState)
+	return err
+}
+
+// addProgress fills in what running steps last reported.
+func (s *State) addProgress(h *host.Host) {
+	data, err := h.ReadFile(ProgressFile)
+	if err != nil {
+		return
+	}
+	var notes map[string]string
+	if json.Unmarshal(data, &notes) != nil {
+		return
+	}
+	for i := range s.Steps {
+		if s.Steps[i].Status == Running {
+			s.Steps[i].Note = notes[s.Steps[i].Name]
+		}
+	}
+}
+
+func saveProgress(h *host.Host, notes map[string]string) error {
+	data, err := json.Marshal(notes)
+	if err != nil {
+		return err
+	}
+	// Progress is lost with the boot anyway: a rename is enough, no sync.
+	temp := h.Path(ProgressFile + ".new")
+	if err := os.WriteFile(temp, data, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(temp, h.Path(ProgressFile))
+}
+
+// Lock makes this process the one agent of the machine until the file is closed
+// or the process ends. It does not wait.
+func Lock(h *host.Host) (*os.File, error) {
+	path := h.Path(LockFile)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("cannot lock %s: another nodeagent runs", LockFile)
+	}
+	return file, nil
+}
+
+// Locked says whether an agent runs. The kernel drops the lock of a process that
+// dies, so the answer is right even after a crash.
+func Locked(h *host.Host) bool {
+	file, err := os.Open(h.Path(LockFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	if err != nil {
+		return true
+	}
+	defer file.Close()
+	return unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
+}
