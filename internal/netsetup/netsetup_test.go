@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netsetup
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"nodeagent/internal/host/hosttest"
+)
+
+// C10: the hosts file is never damaged, whatever the name.
+func TestHosts(t *testing.T) {
+	t.Parallel()
+	address := netip.MustParseAddr("10.1.1.57")
+	const debian = "127.0.0.1 localhost\n127.0.1.1 systemvm\n::1 localhost ip6-localhost # v6\n"
+	for _, test := range []struct{ name, old, want string }{
+		{"node-1", debian, debian + "10.1.1.57\tnode-1\n"},
+		{"systemvm", debian, "127.0.0.1 localhost\n::1 localhost ip6-localhost # v6\n10.1.1.57\tsystemvm\n"},
+		{"local", debian, debian + "10.1.1.57\tlocal\n"},
+		{"a.b", "127.0.0.1 localhost\n1.2.3.4 axb a.b other\n", "127.0.0.1 localhost\n1.2.3.4\taxb other\n10.1.1.57\ta.b\n"},
+		{"", debian, debian},
+		{"node-1", "", "127.0.0.1\tlocalhost\n10.1.1.57\tnode-1\n"},
+		{"node-1", "10.1.1.57 node-1 alias\n127.0.0.1 localhost\n", "10.1.1.57 node-1 alias\n127.0.0.1 localhost\n"},
+	} {
+		got := hosts(test.old, test.name, address)
+		if got != test.want {
+			t.Errorf("hosts(%q, %q) =\n%swant\n%s", test.old, test.name, got, test.want)
+		}
+		if again := hosts(got, test.name, address); again != got {
+			t.Errorf("hosts is not idempotent for %q:\n%s", test.name, again)
+		}
+	}
+}
+
+func TestHostname(t *testing.T) {
+	t.Parallel()
+	m := hosttest.New(t)
+	for i, want := range []bool{true, false} {
+		changed, err := Hostname(m.Host(), "node-1", netip.MustParseAddr("10.1.1.57"))
+		if err != nil || changed != want {
+			t.Errorf("run %d: changed %v, %v; want %v", i, changed, err, want)
+		}
+	}
+	if got := m.Read("/etc/hostname"); got != "node-1\n" || !strings.Contains(m.String(), "hostname node-1") {
+		t.Errorf("hostname file %q, machine %s", got, m)
+	}
+}
+
+// needsRoot fails instead of skipping where CI is set.
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatal("this test needs root to make a network namespace")
+	}
+	t.Skip("this test needs root to make a network namespace")
+}
+
+// inNamespace runs the test on a thread of its own in a new network namespace.
+// The thread ends with the test.
+func inNamespace(t *testing.T) {
+	t.Helper()
+	needsRoot(t)
+	runtime.LockOSThread()
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+}
+
+func TestApplyConvergesInANamespace(t *testing.T) {
+	inNamespace(t)
+	m := hosttest.New(t)
+	network := Network{
+		Interfaces: []Interface{
+			{Name: "eth0", Address: netip.MustParsePrefix("10.1.1.57/24"), Gateway: netip.MustParseAddr("10.1.1.1")},
+			{Name: "eth1"},
+		},
+		Nameservers: []netip.Addr{netip.MustParseAddr("10.0.0.10"), netip.MustParseAddr("1.1.1.1")},
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+
+	// The NIC appears while Apply waits for it.
+	waiting := make(chan struct{}, 1)
+	own, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	handle, err := netlink.NewHandleAt(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer handle.Close()
+	made := make(chan error, 1)
+	go func() {
+		<-waiting
+		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer"}
+		err := handle.LinkAdd(link)
+		if err == nil {
+			stale, _ := netlink.ParseAddr("10.9.9.9/24")
+			err = handle.AddrAdd(link, stale)
+		}
+		made <- err
+	}()
+	report := func(string, ...any) {
+		select {
+		case waiting <- struct{}{}:
+		default:
+		}
+	}
+	done, err := Apply(ctx, m.Host(), network, report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	if len(done) == 0 {
+		t.Error("the first run changed nothing")
+	}
+	// The stale address may have come after Apply had listed them.
+	if _, err := Apply(ctx, m.Host(), network, report); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := Apply(ctx, m.Host(), network, report); err != nil || len(done) != 0 {
+		t.Errorf("a further run changed %q (%v), want nothing", done, err)
+	}
+
+	link, err := handle.LinkByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addresses, err := handle.AddrList(link, netlink.FAMILY_V4)
+	if err != nil || len(addresses) != 1 || addresses[0].IPNet.String() != "10.1.1.57/24" {
+		t.Errorf("eth0 has %v (%v), want 10.1.1.57/24 alone", addresses, err)
+	}
+	routes, err := handle.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var gateways []string
+	for _, route := range routes {
+		if route.Gw != nil {
+			gateways = append(gateways, route.Gw.String())
+		}
+	}
+	if len(gateways) != 1 || gateways[0] != "10.1.1.1" {
+		t.Errorf("default routes via %q, want 10.1.1.1", gateways)
+	}
+	if got, want := m.Read("/etc/resolv.conf"), "nameserver 10.0.0.10\nnameserver 1.1.1.1\n"; !strings.HasSuffix(got, want) {
+		t.Errorf("resolv.conf:\n%s", got)
+	}
+	if got := m.Read("/etc/network/interfaces"); strings.Contains(got, "eth1") || !strings.Contains(got, "up ip address replace 10.1.1.57/24 dev eth0\n") {
+		t.Errorf("interfaces:\n%s", got)
+	}
+}
+
+func TestApplyNamesAMissingNIC(t *testing.T) {
+	inNamespace(t)
+	m := hosttest.New(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, err := Apply(ctx, m.Host(), Network{Interfaces: []Interface{{Name: "eth7", Address: netip.MustParsePrefix("10.1.1.57/24")}}},
+		func(string, ...any) {})
+	if err == nil || !strings.Contains(err.Error(), "eth7: no such NIC (has: lo)") {
+		t.Errorf("error = %v, want the missing NIC and those there are", err)
+	}
+}
