@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command nodeagent turns the CloudStack SystemVM template into the machine that
+// CloudStack asked for, at every boot, and says what happened.
+package main
+
+import "os"
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package lab sets an emulated cloud up for a machine made from the template
+// with this tree's package in it, and looks at what nodeagent says there.
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"nodeagent/test/cloud"
+	"nodeagent/test/template"
+)
+
+// Lab is a cloud with one template.
+type Lab struct {
+	Cloud *cloud.Cloud
+	Image template.Image
+	Key   *cloud.KeyPair
+	log   io.Writer
+}
+
+// Version is the Kubernetes version of the lab's cluster.
+const Version = "1.34.4"
+
+// New builds the template from the newest package in dist/ and makes a cloud.
+// Logs of the machines go to dir; empty: nowhere after Close.
+func New(ctx context.Context, dir string, log io.Writer) (*Lab, error) {
+	deb, err := newestPackage()
+	if err != nil {
+		return nil, err
+	}
+	image, err := template.Build(ctx, log, deb)
+	if err != nil {
+		return nil, err
+	}
+	key, err := cloud.NewKeyPair()
+	if err != nil {
+		return nil, err
+	}
+	c, err := cloud.New(ctx, cloud.Options{Dir: dir, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	return &Lab{Cloud: c, Image: image, Key: key, log: log}, nil
+}
+
+// Close ends all machines.
+func (l *Lab) Close() error { return l.Cloud.Close() }
+
+func newestPackage() (string, error) {
+	top, err := os.Getwd()
+	for err == nil && top != "/" {
+		if _, statErr := os.Stat(filepath.Join(top, "go.mod")); statErr == nil {
+			break
+		}
+		top = filepath.Dir(top)
+	}
+	found, _ := filepath.Glob(filepath.Join(top, "dist", "nodeagent_*_amd64.deb"))
+	var newest string
+	var when time.Time
+	for _, name := range found {
+		if info, err := os.Stat(name); err == nil && info.ModTime().After(when) {
+			newest, when = name, info.ModTime()
+		}
+	}
+	if newest == "" {
+		return "", fmt.Errorf("cannot find a package in %s/dist: run `make deb`", top)
+	}
+	return newest, nil
+}
+
+// Spec is a machine of the lab's template, booted by QEMU directly.
+func (l *Lab) Spec(name string, diskBytes int64) cloud.MachineSpec {
+	return cloud.MachineSpec{Name: name, Disk: l.Image.Disk, DiskBytes: diskBytes,
+		Kernel: l.Image.Kernel, Initrd: l.Image.Initrd, Append: l.Image.Append}
+}
+
+// RouterSpec is a virtual router of 256 MB.
+func (l *Lab) RouterSpec(name string) cloud.MachineSpec {
+	spec := l.Spec(name, 6<<30)
+	spec.MemoryMiB = 512
+	spec.BootArgs = cloud.RouterArgs{Name: name,
+		Guest: netip.MustParsePrefix("10.1.1.11/24"), Control: netip.MustParsePrefix("169.254.3.7/16"),
+		Public: netip.MustParsePrefix("192.0.2.7/24"), Gateway: netip.MustParseAddr("192.0.2.1"),
+		Domain: "cs1.cloud.internal", DNS: []netip.Addr{netip.MustParseAddr("10.1.1.1")}}.String()
+	return spec
+}
+
+// ControlNodeSpec is the first control node of a cluster, with userdata as
+// CloudStack sends it.
+func (l *Lab) ControlNodeSpec(name string, address netip.Addr) (cloud.MachineSpec, cloud.UserdataParams, error) {
+	params, err := cloud.NewUserdataParams(uuid.New(), address, Version, l.Key.Public)
+	if err != nil {
+		return cloud.MachineSpec{}, params, err
+	}
+	userdata, err := cloud.ControlNodeUserdata(params)
+	if err != nil {
+		return cloud.MachineSpec{}, params, err
+	}
+	spec := l.Spec(name, 12<<30)
+	spec.Address = address
+	spec.BootArgs = l.Cloud.NodeArgs(name, address).String()
+	spec.Userdata = userdata
+	spec.PublicKeys = []string{l.Key.Public}
+	return spec, params, nil
+}
+
+// Boot starts a machine and delivers its boot args, as the host does.
+func (l *Lab) Boot(ctx context.Context, spec cloud.MachineSpec) (*cloud.Machine, error) {
+	m, err := l.Cloud.Start(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	if spec.BootArgs == "" {
+		return m, nil
+	}
+	return m, m.DeliverBootArgs(ctx, spec.BootArgs)
+}
+
+// Status is the part of `nodeagent status -o json` the lab looks at.
+type Status struct {
+	Role, Phase, BootID string
+	Steps               []Step
+	Gates               []struct {
+		Name, Detail string
+		OK, Unknown  bool
+	}
+	Warnings []struct{ Step, Code, Message string }
+}
+
+// Step is one step of a Status.
+type Step struct {
+	Name, Status, Note string
+	Seconds            float64
+	Error              *struct {
+		Code, Message, Hint string
+		Log                 []string
+	}
+}
+
+// Step returns the named step.
+func (s *Status) Step(name string) (Step, bool) {
+	for _, step := range s.Steps {
+		if step.Name == name {
+			return step, true
+		}
+	}
+	return Step{}, false
+}
+
+// Failures returns the codes of the failed steps.
+func (s *Status) Failures() (codes []string) {
+	for _, step := range s.Steps {
+		if step.Error != nil {
+			codes = append(codes, step.Error.Code)
+		}
+	}
+	return codes
+}
+
+// ReadStatus runs `nodeagent status -o json` in the machine, through the guest
+// agent, and returns what it says and its exit code.
+func ReadStatus(ctx context.Context, m *cloud.Machine) (*Status, int, error) {
+	result, err := m.Agent().Exec(ctx, "/usr/bin/nodeagent", "status", "-o", "json")
+	if err != nil {
+		return nil, 0, err
+	}
+	var status Status
+	if err := json.Unmarshal(result.Stdout, &status); err != nil {
+		return nil, result.ExitCode, fmt.Errorf("status is no JSON: %w: %q %q", err, result.Stdout, result.Stderr)
+	}
+	return &status, result.ExitCode, nil
+}
+
+// Text runs a program in the machine and returns its standard output.
+func Text(ctx context.Context, m *cloud.Machine, path string, args ...string) (string, error) {
+	result, err := m.Agent().Exec(ctx, path, args...)
+	if err != nil {
+		return "", err
+	}
+	if result.ExitCode != 0 {
+		return string(result.Stdout), fmt.Errorf("%s %s: exit code %d: %s", path, strings.Join(args, " "), result.ExitCode, result.Stderr)
+	}
+	return string(result.Stdout), nil
+}
+
+// Follow asks for the status until nodeagent of another boot than before has
+// ended, and calls each with every step that changed. What the machine says is
+// asked again every second: the emulated cloud is outside the machine.
+func Follow(ctx context.Context, m *cloud.Machine, before string, each func(Step)) (*Status, int, error) {
+	seen := map[string]string{}
+	var last error
+	for {
+		status, code, err := ReadStatus(ctx, m)
+		if err != nil {
+			last = err
+		}
+		if err == nil && status.BootID != before && status.Phase != "idle" {
+			for _, step := range status.Steps {
+				if step.Status != "pending" && seen[step.Name] != step.Status+step.Note {
+					seen[step.Name] = step.Status + step.Note
+					each(step)
+				}
+			}
+			if status.Phase != "running" {
+				return status, code, nil
+			}
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil, 0, errors.Join(fmt.Errorf("cannot follow nodeagent in %s: %w", m.Spec.Name, context.Cause(ctx)), last)
+		}
+	}
+}

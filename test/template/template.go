@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package template builds the disk the VM tests boot: Debian 12 in the shape of
+// CloudStack's x86_64 SystemVM template (partitions, GRUB, units on and off,
+// sshd, cloud-init), with a nodeagent package installed.
+package template
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"nodeagent/test/cache"
+)
+
+// Image is a built template. The files belong to the cache: boot a qcow2 overlay
+// of Disk, never Disk itself.
+type Image struct {
+	Disk   string // qcow2, bootable by SeaBIOS
+	Kernel string // for QEMU's -kernel, the one on the disk
+	Initrd string // for -initrd
+	Append string // for -append, as in the disk's grub.cfg
+}
+
+// kept is how many images stay in the cache, each of about 700 MB.
+const kept = 3
+
+// sources is everything that shapes an image besides Debian and the package.
+//
+//go:embed *.go all:rootfs
+var sources embed.FS
+
+// Build returns the template with the package in the file deb installed, from
+// the cache when it was built before. The first build on a machine downloads
+// Debian and takes about a minute, one with another package a few seconds. The
+// output of the tools it runs goes to log. It needs root.
+func Build(ctx context.Context, log io.Writer, deb string) (Image, error) {
+	if os.Geteuid() != 0 {
+		return Image{}, errors.New("cannot build template: it needs root (chroot, file owners)")
+	}
+	tools := runner{log: log}
+	debian, err := debianRoot(ctx, tools)
+	if err != nil {
+		return Image{}, err
+	}
+	pkg, err := cache.Files(deb)
+	if err != nil {
+		return Image{}, fmt.Errorf("cannot read package: %w", err)
+	}
+	own, err := sourceText()
+	if err != nil {
+		return Image{}, err
+	}
+	dir, err := cache.Dir("template", []string{debian, pkg, own}, func(dir string) error {
+		return bake(ctx, tools, debian, deb, dir)
+	})
+	if err != nil {
+		return Image{}, err
+	}
+	if err := prune(dir); err != nil {
+		return Image{}, err
+	}
+	return Image{
+		Disk:   filepath.Join(dir, "disk.qcow2"),
+		Kernel: filepath.Join(dir, "vmlinuz"),
+		Initrd: filepath.Join(dir, "initrd.img"),
+		Append: kernelArgs(),
+	}, nil
+}
+
+// bake turns Debian's root plus a package into the files of an Image in dir.
+func bake(ctx context.Context, tools runner, debian, deb, dir string) error {
+	boot, work := filepath.Join(debian, "boot"), filepath.Join(dir, "work")
+	if err := os.Mkdir(work, 0o755); err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+
+	err := onOwnThread(func() error {
+		root, err := copyOf(ctx, tools, filepath.Join(debian, "root"), work)
+		if err != nil {
+			return err
+		}
+		if err := configure(ctx, tools, root); err != nil {
+			return err
+		}
+		if err := install(ctx, tools, root, deb); err != nil {
+			return err
+		}
+		return makeDisk(ctx, tools, root, boot, work, filepath.Join(dir, "disk.qcow2"))
+	})
+	if err != nil {
+		return err
+	}
+
+	kernel, err := findKernel(boot)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		copyFile(filepath.Join(boot, kernel.image), filepath.Join(dir, "vmlinuz")),
+		copyFile(filepath.Join(boot, kernel.initrd), filepath.Join(dir, "initrd.img")),
+	)
+}
+
+// sourceText is this package's own code and files, as an input of the cache.
+func sourceText() (string, error) {
+	var text strings.Builder
+	err := fs.WalkDir(sources, ".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || strings.HasSuffix(name, "_test.go") {
+			return err
+		}
+		content, err := sources.ReadFile(name)
+		fmt.Fprintf(&text, "%s %d\n%s", name, len(content), content)
+		return err
+	})
+	return text.String(), err
+}
+
+// prune marks dir as used now and removes all but the most recently used images
+// beside it. A VM that already runs keeps its open disk.
+func prune(dir string) error {
+	now := time.Now()
+	if err := os.Chtimes(dir, now, now); err != nil {
+		return err
+	}
+	disks, err := filepath.Glob(filepath.Join(filepath.Dir(dir), "template-*", "disk.qcow2"))
+	if err != nil {
+		return err
+	}
+	used := map[string]time.Time{}
+	var dirs []string
+	for _, disk := range disks {
+		name := filepath.Dir(disk)
+		info, err := os.Stat(name)
+		if err != nil || strings.HasSuffix(name, ".partial") {
+			continue // being removed or built by another process
+		}
+		used[name] = info.ModTime()
+		dirs = append(dirs, name)
+	}
+	sort.Slice(dirs, func(a, b int) bool { return used[dirs[a]].After(used[dirs[b]]) })
+	for len(dirs) > kept {
+		if err := os.RemoveAll(dirs[len(dirs)-1]); err != nil {
+			return err
+		}
+		dirs = dirs[:len(dirs)-1]
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build vm
+
+package vm
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"nodeagent/test/cloud"
+	"nodeagent/test/iso"
+	"nodeagent/test/lab"
+)
+
+// From power-on to a Ready control node as an unmodified management server sees
+// it (contract 5.2), then a reboot that changes nothing (contract 5.3).
+func TestE2EControlNode(t *testing.T) {
+	ctx, l := newLab(t)
+	path, err := iso.Build(ctx, os.Stderr, iso.Options{Version: lab.Version})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, params, err := l.ControlNodeSpec("prod1-control-1", netip.MustParseAddr("10.1.1.57"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := boot(t, ctx, l, spec)
+	if err := m.InsertISO(ctx, path); err != nil {
+		t.Fatal(err)
+	}
+	checks := cloud.Checks{Cloud: l.Cloud, Control: m.Address, Key: l.Key, Pace: 2 * time.Second}
+	if _, err := checks.WaitSSH(ctx); err != nil {
+		t.Fatal(err)
+	}
+	status, code := follow(t, ctx, m, "")
+	for _, step := range status.Steps {
+		t.Logf("%-12s %7.1fs %s", step.Name, step.Seconds, step.Note)
+	}
+	if code != 0 || status.Phase != "done" {
+		t.Fatalf("exit code %d, phase %s, failures %v, warnings %v", code, status.Phase, status.Failures(), status.Warnings)
+	}
+	wantGates(t, status)
+	serverChecks(t, l, checks)
+	if err := m.EjectISO(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if marker := output(t, ctx, m, "/usr/bin/cat", "/home/cloud/success"); strings.TrimSpace(marker) != "true" {
+		t.Errorf("success marker holds %q, want true", marker)
+	}
+
+	// C33: the secrets are in nothing an operator would paste into a report.
+	for name, text := range map[string]string{
+		"processes": output(t, ctx, m, "/usr/bin/ps", "-eo", "args"),
+		"journal":   output(t, ctx, m, "/usr/bin/journalctl", "-b", "--no-pager", "-q", "-u", "nodeagent"),
+		"state":     output(t, ctx, m, "/usr/bin/cat", "/var/lib/nodeagent/state.json"),
+		"log":       output(t, ctx, m, "/usr/bin/cat", "/var/log/nodeagent/kubeadm-init.log"),
+	} {
+		for _, secret := range []string{params.Token, params.CertificateKey} {
+			if strings.Contains(text, secret) {
+				t.Errorf("a secret of the userdata is in the %s", name)
+			}
+		}
+	}
+	// K9: nothing was looked up outside.
+	for _, query := range l.Cloud.Router.Queries() {
+		if !strings.HasPrefix(query.Name, "data-server") && !strings.Contains(query.Name, "prod1-control-1") {
+			t.Errorf("the node asked for the name %q", query.Name)
+		}
+	}
+	t.Logf("peak memory of nodeagent: %s", strings.TrimSpace(output(t, ctx, m, "/usr/bin/systemctl", "show", "-P", "MemoryPeak", "nodeagent.service")))
+
+	before := fingerprint(t, ctx, m)
+	first := status.BootID
+	if err := m.Reboot(ctx); err != nil {
+		t.Fatal(err)
+	}
+	status, code = follow(t, ctx, m, first)
+	if code != 0 {
+		t.Fatalf("after the reboot: exit code %d, failures %v, warnings %v", code, status.Failures(), status.Warnings)
+	}
+	wantSteps(t, status, map[string]string{"userdata": "skipped", "iso": "skipped", "images": "skipped", "kubeadm": "skipped", "ready": "done", "success": "done"})
+	wantGates(t, status)
+	serverChecks(t, l, checks)
+	if after := fingerprint(t, ctx, m); after != before {
+		t.Errorf("the reboot changed files:\n%s\nbefore\n%s", after, before)
+	}
+}
+
+// serverChecks are what the management server asks from outside.
+func serverChecks(t *testing.T, l *lab.Lab, checks cloud.Checks) {
+	t.Helper()
+	ctx := t.Context()
+	if version, err := checks.WaitAPI(ctx); err != nil || !strings.Contains(version, "v"+lab.Version) {
+		t.Errorf("/version: %q, %v", version, err)
+	}
+	if err := checks.WaitNodes(ctx, 1); err != nil {
+		t.Error(err)
+	}
+	if _, err := checks.WaitKubeconfig(ctx); err != nil {
+		t.Error(err)
+	}
+	if _, err := checks.WaitDashboard(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+func wantGates(t *testing.T, status *lab.Status) {
+	t.Helper()
+	if len(status.Gates) == 0 {
+		t.Error("status shows no gates")
+	}
+	for _, gate := range status.Gates {
+		if !gate.OK {
+			t.Errorf("gate %s is not ok: %s", gate.Name, gate.Detail)
+		}
+	}
+}
+
+// fingerprint lists the files a second boot has no reason to write, with size,
+// mode and time. The state file tells of each boot.
+func fingerprint(t *testing.T, ctx context.Context, m *cloud.Machine) string {
+	t.Helper()
+	return output(t, ctx, m, "/usr/bin/find", "/etc", "/opt", "/home", "/var/lib/cloud", "/var/lib/nodeagent",
+		"-xdev", "(", "-path", "/etc/cni/net.d", "-o", "-path", "/opt/cni/bin", ")", "-prune", "-o",
+		"-type", "f", "!", "-name", "state.json", "!", "-name", ".*", "-printf", "%p %s %m %T@\\n")
+}
