@@ -146,7 +146,7 @@ func readStatus(ctx context.Context, h *host.Host) (*statusReport, error) {
 	if state.Role == kubernetesRole {
 		report.Gates = checkGates(ctx, h, state.Node)
 		for _, gate := range report.Gates {
-			if !gate.OK && !gate.Unknown && report.Phase == agent.PhaseDone {
+			if !gate.OK && !gate.Unknown && !gate.Cluster && report.Phase == agent.PhaseDone {
 				report.Phase = agent.PhaseDegraded
 			}
 		}
@@ -314,7 +314,7 @@ func (s *screen) gates(r *statusReport) {
 		case gate.Unknown:
 			word, colour = "?   ", grey
 		case !gate.OK:
-			word, colour, all = "no  ", yellow, false
+			word, colour, all = "no  ", yellow, all && gate.Cluster
 		}
 		fmt.Fprintf(s.out, "  %s  %s\n", s.paint(colour, word), cut(fmt.Sprintf("%-13s%s", gate.Name, gate.Detail), s.width-8))
 	}

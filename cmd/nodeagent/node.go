@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"nodeagent/internal/agent"
+	"nodeagent/internal/fault"
+	"nodeagent/internal/growpart"
+	"nodeagent/internal/host"
+	"nodeagent/internal/kubeadm"
+	"nodeagent/internal/netsetup"
+	"nodeagent/internal/roles"
+	"nodeagent/internal/settings"
+	"nodeagent/internal/userdata"
+)
+
+// Files through which nodeagent and the units of the template agree on who does
+// what (see systemd/*.d).
+const (
+	ownsNodeFile  = "/run/nodeagent/owns-node"
+	cloudInitFile = "/run/nodeagent/cloud-init"
+	successFile   = "/home/cloud/success"
+)
+
+// kubernetesRole is the role that nodeagent sets up wholly.
+const kubernetesRole = "cksnode"
+
+// handedOver is the mode of an instance that cloud-init makes without nodeagent.
+const handedOver = "handover"
+
+// node is one boot of one machine: what the steps find out, each fact written by
+// one step and read by those that need it, and what they do with it.
+type node struct {
+	host   *host.Host
+	update func(func(*agent.State)) // changes the state file
+
+	instance    *agent.Instance // made by an earlier boot, or nil
+	provisioned bool            // CloudStack's success marker is there
+
+	args     userdata.BootArgs
+	role     roles.Role // its Name is empty until it is known
+	disk     growpart.Result
+	userdata userdata.Userdata
+	intent   userdata.Intent
+	bundle   *kubeadm.Bundle
+	images   []string // the images kubeadm asks for
+}
+
+// stepRun is what a step runs.
+type stepRun = func(ctx context.Context, report host.Report) (agent.Result, error)
+
+// once makes a step of the one-time work that makes a node: skipped when an
+// earlier boot has finished it.
+func (n *node) once(run stepRun) stepRun {
+	return func(ctx context.Context, report host.Report) (agent.Result, error) {
+		if n.provisioned {
+			return agent.Result{Skipped: true, Note: "done on an earlier boot"}, nil
+		}
+		return run(ctx, report)
+	}
+}
+
+func (n *node) ownsNode() bool { return n.role.Owner == roles.NodeAgent }
+
+// ownsSSH also holds when the role could not be found: then nobody else starts
+// ssh. On the roles of CloudStack's own scripts these do, after their firewall.
+func (n *node) ownsSSH() bool { return n.role.Owner != roles.CloudStack }
+
+func (n *node) makesKubernetes() bool {
+	if !n.ownsNode() {
+		return false
+	}
+	if n.provisioned {
+		return n.instance != nil && n.instance.Mode == string(userdata.ModeInit)
+	}
+	return n.intent.Handover == userdata.HandoverNodeagent
+}
+
+func (n *node) readBootArgs(ctx context.Context, report host.Report) (agent.Result, error) {
+	args, source, err := userdata.AwaitBootArgs(ctx, n.host, userdata.AwaitOptions{}, report)
+	if err != nil {
+		return agent.Result{}, err
+	}
+	n.args = args
+	note := "from " + source.Name
+	if source.Stale {
+		note = "persisted from an earlier boot, written " + source.Written.UTC().Format("2006-01-02 15:04 MST")
+	}
+	if source.Note != "" {
+		note += "; " + source.Note
+	}
+	return agent.Result{Note: note}, nil
+}
+
+func (n *node) findRole(context.Context, host.Report) (agent.Result, error) {
+	role, err := roles.Find(n.args.Type())
+	if err != nil {
+		return agent.Result{}, err
+	}
+	var result agent.Result
+	problems := n.args.Problems()
+	// CloudStack's own scripts read the boot args of their roles in their own
+	// way: what nodeagent finds wrong there stops nothing.
+	if role.Owner == roles.NodeAgent {
+		if err := userdata.Err(problems); err != nil {
+			return result, err
+		}
+	}
+	for _, problem := range problems {
+		result.Warnings = append(result.Warnings, fault.New(problem.Code, "%s", problem.Message))
+	}
+	n.role = role
+	n.provisioned = n.ownsNode() && n.host.Exists(successFile)
+	n.update(func(s *agent.State) { s.Role, s.Owner, s.Node = role.Name, string(role.Owner), n.args.Name() })
+	// A gate that was opened on this boot by an agent that was killed stays open.
+	if n.ownsNode() {
+		_, err = n.host.WriteFile(ownsNodeFile, nil, 0o644)
+	} else if role.UsesCloudInit() {
+		_, err = n.host.WriteFile(cloudInitFile, nil, 0o644)
+	}
+	if err != nil {
+		return result, fault.Wrap(fault.HostSettingsFailed, err, "cannot tell the template's units who owns this node")
+	}
+	result.Note = role.Name
+	if n.provisioned {
+		result.Note += ", set up on an earlier boot"
+	}
+	return result, nil
+}
+
+func (n *node) startSSH(ctx context.Context, _ host.Report) (agent.Result, error) {
+	port := 0
+	if n.ownsNode() {
+		port = n.role.SSHPort
+	}
+	note, err := settings.SSH(ctx, n.host, port)
+	return agent.Result{Note: note}, err
+}
+
+func (n *node) growRoot(ctx context.Context, _ host.Report) (agent.Result, error) {
+	grown, err := growpart.Grow(ctx, n.host, "/", growpart.Options{})
+	if err != nil {
+		return agent.Result{}, err
+	}
+	n.disk = grown
+	result := agent.Result{Note: grown.Note}
+	if grown.Warning != nil {
+		result.Warnings = append(result.Warnings, grown.Warning)
+	}
+	return result, nil
+}
+
+// address is the node's own address, that of the first NIC with one.
+func (n *node) address() netip.Addr {
+	for _, nic := range n.args.Interfaces() {
+		if nic.Address.IsValid() {
+			return nic.Address.Addr()
+		}
+	}
+	return netip.Addr{}
+}
+
+func (n *node) setHostname(context.Context, host.Report) (agent.Result, error) {
+	changed, err := netsetup.Hostname(n.host, n.args.Name(), n.address())
+	return changedNote(n.args.Name(), changed), err
+}
+
+func changedNote(what string, changed bool) agent.Result {
+	if !changed {
+		what += ", unchanged"
+	}
+	return agent.Result{Note: what}
+}
+
+func (n *node) setNetwork(ctx context.Context, report host.Report) (agent.Result, error) {
+	network := netsetup.Network{Nameservers: n.args.Nameservers()}
+	for _, nic := range n.args.Interfaces() {
+		network.Interfaces = append(network.Interfaces, netsetup.Interface{Name: nic.Name, Address: nic.Address, Gateway: nic.Gateway})
+	}
+	done, err := netsetup.Apply(ctx, n.host, network, report)
+	return doneNote(done), err
+}
+
+func doneNote(done []string) agent.Result {
+	if len(done) == 0 {
+		return agent.Result{Note: "unchanged"}
+	}
+	return agent.Result{Note: strings.Join(done, ", ")}
+}
+
+func (n *node) turnSwapOff(ctx context.Context, _ host.Report) (agent.Result, error) {
+	done, err := settings.SwapOff(ctx, n.host)
+	return doneNote(done), err
+}
+
+func (n *node) setKernel(ctx context.Context, _ host.Report) (agent.Result, error) {
+	changed, err := settings.Kernel(ctx, n.host)
+	return changedNote("modules and sysctls", changed), err
+}
+
+func (n *node) setServices(ctx context.Context, _ host.Report) (agent.Result, error) {
+	plan, err := roles.Apply(ctx, n.host, n.role)
+	return agent.Result{Note: plan.String()}, err
+}
+
+func (n *node) fetchUserdata(ctx context.Context, report host.Report) (agent.Result, error) {
+	options := userdata.FetchOptions{Local: n.address()}
+	for _, nic := range n.args.Interfaces() {
+		if nic.Gateway.IsValid() {
+			options.Gateway, options.Interface = nic.Gateway, nic.Name
+		}
+	}
+	fetched, err := userdata.Fetch(ctx, options, report)
+	if err != nil {
+		return agent.Result{}, err
+	}
+	intent, problems := userdata.Parse(fetched.Raw)
+	if err := userdata.Err(problems); err != nil {
+		return agent.Result{}, err
+	}
+	n.userdata, n.intent = fetched, intent
+	result := agent.Result{Note: fmt.Sprintf("%d bytes from %s: %s", len(fetched.Raw), fetched.Source, intent.Mode)}
+	for _, problem := range problems {
+		result.Warnings = append(result.Warnings, fault.New(problem.Code, "%s", problem.Message))
+	}
+	if intent.Handover == userdata.HandoverCloudInit {
+		result.Note += ", handed to cloud-init"
+		result.Warnings = append(result.Warnings, fault.New(fault.UserdataUnknown,
+			"cloud-init sets this node up, not nodeagent: %s", strings.Join(intent.HandoverReasons, "; ")))
+	}
+	return result, nil
+}
+
+// runCloudInit hands cloud-init its seed and starts it. Only the stages that make
+// users and files are awaited: the last one runs the stand-ins, which wait for
+// nodeagent.
+func (n *node) runCloudInit(ctx context.Context, report host.Report) (agent.Result, error) {
+	fail := func(err error) (agent.Result, error) {
+		return agent.Result{}, fault.Wrap(fault.CloudInitFailed, err, "cannot run cloud-init")
+	}
+	seed, err := userdata.Seed(n.userdata.Raw, n.intent)
+	if err != nil {
+		return fail(err)
+	}
+	if _, err := userdata.WriteSeed(n.host, n.userdata, seed); err != nil {
+		return fail(err)
+	}
+	if _, err := n.host.WriteFile(cloudInitFile, nil, 0o644); err != nil {
+		return fail(err)
+	}
+	stages := []string{"cloud-init-local.service", "cloud-init.service", "cloud-config.service", "cloud-final.service"}
+	var jobs []host.Job
+	for _, unit := range stages {
+		job, err := n.host.Units.Start(ctx, unit)
+		if err != nil {
+			return fail(err)
+		}
+		jobs = append(jobs, job)
+	}
+	for _, job := range jobs[:len(jobs)-1] {
+		report("waiting for %s", job.Unit)
+		unit, err := n.host.Units.Wait(ctx, job)
+		if err != nil {
+			return fail(err)
+		}
+		if unit.ActiveState != "active" {
+			return fail(fmt.Errorf("%s is %s (%s)", unit.Name, unit.ActiveState, unit.Result))
+		}
+	}
+	if n.intent.Handover == userdata.HandoverCloudInit {
+		n.made(handedOver)
+		return agent.Result{Note: "runs the userdata as it came"}, nil
+	}
+	return agent.Result{Note: "users and files made"}, nil
+}
+
+// made records what was made of this machine; later boots only verify it.
+func (n *node) made(mode string) {
+	id := n.userdata.Meta["instance-id"]
+	n.update(func(s *agent.State) {
+		s.Instance = &agent.Instance{ID: id, Mode: mode, BootID: s.BootID, Made: time.Now().UTC().Truncate(time.Second)}
+	})
+}
+
+// checkMachine is what can be known to be wrong before the ISO is there.
+func (n *node) checkMachine(context.Context, host.Report) (agent.Result, error) {
+	if n.disk.DiskBytes < n.role.MinimumDisk {
+		return agent.Result{}, fault.New(fault.DiskTooSmall,
+			"the root disk %s has %s (%d bytes); a Kubernetes node needs %s (%d bytes) at least",
+			n.disk.Disk, gibibytes(n.disk.DiskBytes), n.disk.DiskBytes, gibibytes(n.role.MinimumDisk), n.role.MinimumDisk)
+	}
+	return agent.Result{Note: fmt.Sprintf("root disk of %s", gibibytes(n.disk.DiskBytes))}, nil
+}
+
+func gibibytes(bytes int64) string { return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30)) }
+
+func (n *node) findISO(ctx context.Context, report host.Report) (agent.Result, error) {
+	bundle, err := kubeadm.FindISO(ctx, n.host, n.intent.Version, report)
+	if err != nil {
+		return agent.Result{}, err
+	}
+	n.bundle = bundle
+	return agent.Result{Note: fmt.Sprintf("%s on %s (label %q), %d images", bundle.Version, bundle.Device, bundle.Label, len(bundle.Images))}, nil
+}
+
+func (n *node) install(ctx context.Context, _ host.Report) (agent.Result, error) {
+	changed, err := kubeadm.Install(ctx, n.host, n.bundle)
+	return changedNote("kubeadm, kubelet, kubectl, crictl, CNI plugins", changed), err
+}
+
+func (n *node) version() string {
+	if n.intent.Version != "" {
+		return n.intent.Version
+	}
+	return n.bundle.Version
+}
+
+func (n *node) configureContainerd(ctx context.Context, report host.Report) (agent.Result, error) {
+	images, err := kubeadm.Images(ctx, n.host, n.version(), "")
+	if err != nil {
+		return agent.Result{}, fault.Wrap(fault.InstallFailed, err, "cannot ask kubeadm for its images")
+	}
+	n.images = images
+	sandbox, err := kubeadm.SandboxImage(images)
+	if err != nil {
+		return agent.Result{}, fault.Wrap(fault.SandboxMismatch, err, "cannot tell the sandbox image")
+	}
+	changed, err := kubeadm.ConfigureContainerd(ctx, n.host, sandbox, report)
+	return changedNote("sandbox image "+sandbox, changed), err
+}
+
+func (n *node) importImages(ctx context.Context, report host.Report) (agent.Result, error) {
+	if err := kubeadm.ImportImages(ctx, n.host, n.bundle, n.images, report); err != nil {
+		return agent.Result{}, err
+	}
+	var bytes int64
+	for _, image := range n.bundle.Images {
+		bytes += image.Bytes
+	}
+	return agent.Result{Note: fmt.Sprintf("%d files, %d MB", len(n.bundle.Images), bytes/1e6)}, nil
+}
+
+func (n *node) releaseISO(context.Context, host.Report) (agent.Result, error) {
+	if err := n.bundle.Release(n.host, n.intent.EjectISO); err != nil {
+		return agent.Result{}, err
+	}
+	if n.intent.EjectISO {
+		return agent.Result{Note: "ejected"}, nil
+	}
+	return agent.Result{}, nil
+}
+
+func (n *node) runKubeadm(ctx context.Context, report host.Report) (agent.Result, error) {
+	err := kubeadm.Init(ctx, n.host, kubeadm.InitPlan{
+		NodeName:         strings.ToLower(n.args.Name()),
+		AdvertiseAddress: n.address().String(),
+		Version:          n.version(),
+		Endpoint:         n.intent.Endpoint,
+		CertSANs:         n.intent.CertSANs,
+		Token:            n.intent.Token,
+		TokenTTL:         n.intent.TokenTTL,
+		CertificateKey:   n.intent.CertificateKey,
+		UploadCerts:      n.intent.UploadCerts,
+		Flags:            n.intent.Flags,
+	}, report)
+	return agent.Result{Note: "control plane " + n.version()}, err
+}
+
+func (n *node) applyAddOns(ctx context.Context, report host.Report) (agent.Result, error) {
+	return agent.Result{}, kubeadm.ApplyAddOns(ctx, n.host, kubeadm.AddOns{ExternalCNI: n.intent.ExternalCNI}, report)
+}
+
+func (n *node) awaitReady(ctx context.Context, report host.Report) (agent.Result, error) {
+	return agent.Result{}, kubeadm.WaitReady(ctx, n.host, strings.ToLower(n.args.Name()), report)
+}
+
+func (n *node) writeSuccess(context.Context, host.Report) (agent.Result, error) {
+	if n.provisioned {
+		return agent.Result{Note: "is there"}, nil
+	}
+	n.made(string(n.intent.Mode))
+	if err := os.MkdirAll(n.host.Path("/home/cloud"), 0o755); err != nil {
+		return agent.Result{}, fault.Wrap(fault.HostSettingsFailed, err, "cannot write %s", successFile)
+	}
+	if _, err := n.host.WriteFile(successFile, []byte("true\n"), 0o644); err != nil {
+		return agent.Result{}, fault.Wrap(fault.HostSettingsFailed, err, "cannot write %s", successFile)
+	}
+	return agent.Result{Note: successFile}, nil
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"nodeagent/internal/agent"
+	"nodeagent/internal/fault"
+	"nodeagent/internal/host"
+	"nodeagent/internal/roles"
+	"nodeagent/internal/secret"
+	"nodeagent/internal/userdata"
+)
+
+// planReport is what `plan -o json` prints. Keys are only ever added.
+type planReport struct {
+	Role        string          `json:"role,omitempty"`
+	Hostname    string          `json:"hostname,omitempty"`
+	Interfaces  []planInterface `json:"interfaces,omitempty"`
+	Nameservers []netip.Addr    `json:"nameservers,omitempty"`
+	Disk        *planDisk       `json:"disk,omitempty"`
+	Services    *planServices   `json:"services,omitempty"`
+	Owner       roles.Owner     `json:"owner,omitempty"`
+	Kubernetes  *planKubernetes `json:"kubernetes,omitempty"`
+	Steps       []planStep      `json:"steps"`
+	Problems    []planProblem   `json:"problems"`
+}
+
+type planInterface struct {
+	Name    string       `json:"name"`
+	Address netip.Prefix `json:"address,omitzero"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
+}
+
+type planDisk struct {
+	MinimumBytes   int64 `json:"minimumBytes,omitempty"`
+	RequestedBytes int64 `json:"requestedBytes,omitempty"`
+}
+
+type planServices struct {
+	Enable  []string `json:"enable"`
+	Disable []string `json:"disable"`
+}
+
+type planKubernetes struct {
+	Mode            userdata.Mode `json:"mode"`
+	Version         string        `json:"version,omitempty"`
+	Endpoint        string        `json:"endpoint,omitempty"`
+	CertSANs        []string      `json:"certSANs,omitempty"`
+	Token           secret.Text   `json:"token,omitzero"`
+	CertificateKey  secret.Text   `json:"certificateKey,omitzero"`
+	ExternalEtcd    []string      `json:"externalEtcd,omitempty"`
+	Registry        string        `json:"registry,omitempty"`
+	WaitInterval    string        `json:"waitInterval,omitempty"`
+	WaitAttempts    int           `json:"waitAttempts,omitempty"`
+	EjectISO        bool          `json:"ejectISO"`
+	Flags           []string      `json:"flags,omitempty"`
+	Handover        string        `json:"handover"`
+	HandoverReasons []string      `json:"handoverReasons,omitempty"`
+}
+
+type planStep struct {
+	Name  string   `json:"name"`
+	Needs []string `json:"needs"`
+}
+
+type planProblem struct {
+	Severity userdata.Severity `json:"severity"`
+	Code     fault.Code        `json:"code"`
+	Message  string            `json:"message"`
+}
+
+func planCommand() *cobra.Command {
+	var bootArgsFile, userdataFile, output string
+	cmd := &cobra.Command{
+		Use:   "plan --boot-args FILE [--user-data FILE]",
+		Short: "Show what a boot would do with these boot args and userdata",
+		Long: `Show what a boot would do with these boot args and this userdata: role, network,
+disk, services, the Kubernetes node, the steps, and all that is wrong with them.
+It works anywhere, needs no root and changes nothing. Exit code 1 when a problem
+is an error.`,
+		Example: `  nodeagent plan --boot-args /var/cache/cloud/cmdline
+  nodeagent plan --boot-args cmdline --user-data user-data -o json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if bootArgsFile == "" {
+				return usageError{fmt.Errorf("--boot-args FILE is missing")}
+			}
+			if output != "text" && output != "json" {
+				return usageError{fmt.Errorf("-o %s: expected text or json", output)}
+			}
+			bootArgs, err := readInput(bootArgsFile, userdata.MaxBootArgs)
+			if err != nil {
+				return err
+			}
+			var raw []byte
+			if userdataFile != "" {
+				if raw, err = readInput(userdataFile, userdata.MaxUserdata); err != nil {
+					return err
+				}
+			}
+			report := makePlan(string(bootArgs), raw)
+			if output == "json" {
+				encoder := json.NewEncoder(cmd.OutOrStdout())
+				encoder.SetIndent("", "  ")
+				err = encoder.Encode(report)
+			} else {
+				report.show(cmd.OutOrStdout())
+			}
+			if err != nil {
+				return err
+			}
+			if report.failed() {
+				return exitCode(exitFail)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&bootArgsFile, "boot-args", "", "`file` with the boot args, as in /var/cache/cloud/cmdline")
+	cmd.Flags().StringVar(&userdataFile, "user-data", "", "`file` with the userdata")
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "`format`: text or json")
+	return cmd
+}
+
+// readInput reads a file of at most one byte more than limit, so that what is too
+// long is seen to be.
+func readInput(name string, limit int64) ([]byte, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return io.ReadAll(io.LimitReader(file, limit+1))
+}
+
+// makePlan decides what a boot with these inputs does; raw is nil without
+// userdata.
+func makePlan(bootArgs string, raw []byte) *planReport {
+	report := &planReport{Steps: []planStep{}, Problems: []planProblem{}}
+	n := &node{host: &host.Host{}, update: func(func(*agent.State)) {}, args: userdata.ParseBootArgs(bootArgs)}
+	role, err := roles.Find(n.args.Type())
+	if err != nil {
+		failure := fault.As(err)
+		report.Problems = append(report.Problems, planProblem{userdata.SeverityError, failure.Code, failure.Message})
+	}
+	n.role = role
+	for _, problem := range n.args.Problems() {
+		// A missing type has been named above; what is wrong for the scripts of
+		// CloudStack stops nothing here.
+		if problem.Code == fault.RoleMissing {
+			continue
+		}
+		if role.Owner == roles.CloudStack {
+			problem.Severity = userdata.SeverityWarning
+		}
+		report.Problems = append(report.Problems, planProblem{problem.Severity, problem.Code, problem.Message})
+	}
+	report.Hostname = n.args.Name()
+	for _, nic := range n.args.Interfaces() {
+		report.Interfaces = append(report.Interfaces, planInterface(nic))
+	}
+	report.Nameservers = n.args.Nameservers()
+	if role.Name == "" {
+		return report
+	}
+	report.Role, report.Owner = role.Name, role.Owner
+	report.Disk = &planDisk{MinimumBytes: role.MinimumDisk}
+	report.Services = &planServices{Enable: nonNil(role.Enabled()), Disable: nonNil(role.Off)}
+	if raw != nil && n.ownsNode() {
+		report.addKubernetes(n, raw)
+	}
+	for _, step := range bootPlan(n) {
+		if step.Applies != nil && !step.Applies() {
+			continue
+		}
+		listed := planStep{step.Name, []string{}}
+		for _, need := range step.Needs {
+			if slices.ContainsFunc(report.Steps, func(s planStep) bool { return s.Name == need }) {
+				listed.Needs = append(listed.Needs, need)
+			}
+		}
+		report.Steps = append(report.Steps, listed)
+	}
+	return report
+}
+
+func nonNil(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
+}
+
+func (r *planReport) addKubernetes(n *node, raw []byte) {
+	intent, problems := userdata.Parse(raw)
+	n.intent = intent
+	for _, problem := range problems {
+		r.Problems = append(r.Problems, planProblem{problem.Severity, problem.Code, problem.Message})
+	}
+	r.Kubernetes = &planKubernetes{
+		Mode: intent.Mode, Version: intent.Version, Endpoint: intent.Endpoint, CertSANs: intent.CertSANs,
+		Token: intent.Token, CertificateKey: intent.CertificateKey, ExternalEtcd: intent.ExternalEtcd,
+		WaitAttempts: intent.WaitAttempts, EjectISO: intent.EjectISO, Flags: intent.Flags,
+		Handover: intent.Handover, HandoverReasons: intent.HandoverReasons,
+	}
+	if intent.WaitInterval > 0 {
+		r.Kubernetes.WaitInterval = intent.WaitInterval.String()
+	}
+	if intent.Registry != nil {
+		r.Kubernetes.Registry = intent.Registry.Host
+	}
+}
+
+func (r *planReport) failed() bool {
+	for _, problem := range r.Problems {
+		if problem.Severity == userdata.SeverityError {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *planReport) show(out io.Writer) {
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(out, "%-12s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	if r.Role != "" {
+		line("role", "%s (set up by %s)", r.Role, r.Owner)
+	}
+	if r.Hostname != "" {
+		line("hostname", "%s", r.Hostname)
+	}
+	for _, nic := range r.Interfaces {
+		text := nic.Address.String()
+		if nic.Gateway.IsValid() {
+			text += " via " + nic.Gateway.String()
+		}
+		line(nic.Name, "%s", text)
+	}
+	for _, server := range r.Nameservers {
+		line("nameserver", "%s", server)
+	}
+	if r.Disk != nil && r.Disk.MinimumBytes > 0 {
+		line("disk", "at least %s", gibibytes(r.Disk.MinimumBytes))
+	}
+	if r.Services != nil {
+		line("enable", "%s", strings.Join(r.Services.Enable, ", "))
+		line("disable", "%s", strings.Join(r.Services.Disable, ", "))
+	}
+	if k := r.Kubernetes; k != nil {
+		line("kubernetes", "%s %s, endpoint %s, by %s", k.Mode, k.Version, k.Endpoint, k.Handover)
+		for _, reason := range k.HandoverReasons {
+			line("", "%s", reason)
+		}
+	}
+	for i, step := range r.Steps {
+		name := ""
+		if i == 0 {
+			name = "steps"
+		}
+		needs := ""
+		if len(step.Needs) > 0 {
+			needs = "after " + strings.Join(step.Needs, ", ")
+		}
+		line(name, "%-12s %s", step.Name, needs)
+	}
+	for _, problem := range r.Problems {
+		line(string(problem.Severity), "%s: %s", problem.Code, problem.Message)
+	}
+}
