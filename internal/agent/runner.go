@@ -63,6 +63,16 @@ func (r *Runner) Update(change func(*State)) {
 	r.save()
 }
 
+// State returns a copy of the state as it is now.
+func (r *Runner) State() *State {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	state := r.state
+	state.Steps = slices.Clone(r.state.Steps)
+	state.Warnings = slices.Clone(r.state.Warnings)
+	return &state
+}
+
 // Instance returns what an earlier boot, or this one, has made of the machine.
 func (r *Runner) Instance() *Instance {
 	r.mu.Lock()
@@ -257,7 +267,10 @@ func (r *Runner) end() {
 	defer r.mu.Unlock()
 	now := r.Now()
 	r.state.Ended = &now
+	r.state.Usage = usage()
 	r.save()
+	r.Log.Info("ended", zap.String("phase", string(r.state.Phase())),
+		zap.Float64("cpuSeconds", r.state.Usage.CPUSeconds), zap.Int64("peakMemoryBytes", r.state.Usage.PeakMemoryBytes))
 	r.tellStatus()
 }
 

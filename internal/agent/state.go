@@ -69,6 +69,20 @@ type State struct {
 	Warnings      []Warning  `json:"warnings"`
 	// Instance is set once a node's one-time work is done; it outlives the boot.
 	Instance *Instance `json:"instance,omitempty"`
+	Usage    *Usage    `json:"usage,omitempty"`
+}
+
+// Usage is what the agent itself took of the machine, once it has ended.
+type Usage struct {
+	CPUSeconds      float64 `json:"cpuSeconds"` // user and system, without programs it ran
+	PeakMemoryBytes int64   `json:"peakMemoryBytes"`
+}
+
+func usage() *Usage {
+	var used unix.Rusage
+	// It cannot fail for the process itself; if it did the zero values say so.
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &used)
+	return &Usage{CPUSeconds: time.Duration(used.Utime.Nano() + used.Stime.Nano()).Seconds(), PeakMemoryBytes: used.Maxrss << 10}
 }
 
 // Instance is the machine CloudStack asked for, once it has been made.

@@ -40,11 +40,11 @@ type Units interface {
 	State(ctx context.Context, name string) (Unit, error)
 	// List returns the names of all units systemd has loaded that end in suffix.
 	List(ctx context.Context, suffix string) ([]string, error)
-	// Enable and Disable change whether the unit starts at boot and report
-	// whether they changed anything. Neither reloads systemd.
-	Enable(ctx context.Context, name string) (changed bool, err error)
-	Disable(ctx context.Context, name string) (changed bool, err error)
-	Mask(ctx context.Context, name string) (changed bool, err error)
+	// Enable, Disable and Mask change whether units start at boot, all of them in
+	// one call, and report whether they changed anything. None reloads systemd.
+	Enable(ctx context.Context, names ...string) (changed bool, err error)
+	Disable(ctx context.Context, names ...string) (changed bool, err error)
+	Mask(ctx context.Context, names ...string) (changed bool, err error)
 	Start(ctx context.Context, name string) (Job, error)
 	Stop(ctx context.Context, name string) (Job, error)
 	Restart(ctx context.Context, name string) (Job, error)

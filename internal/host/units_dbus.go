@@ -89,40 +89,40 @@ func (s *Systemd) State(ctx context.Context, name string) (Unit, error) {
 }
 
 // Enable implements Units.
-func (s *Systemd) Enable(ctx context.Context, name string) (bool, error) {
+func (s *Systemd) Enable(ctx context.Context, names ...string) (bool, error) {
 	conn, err := s.connect(ctx)
 	if err != nil {
 		return false, err
 	}
-	_, changes, err := conn.EnableUnitFilesContext(ctx, []string{name}, false, false)
+	_, changes, err := conn.EnableUnitFilesContext(ctx, names, false, false)
 	if err != nil {
-		return false, fmt.Errorf("cannot enable %s: %w", name, err)
+		return false, fmt.Errorf("cannot enable %s: %w", strings.Join(names, " "), err)
 	}
 	return len(changes) > 0, nil
 }
 
 // Disable implements Units.
-func (s *Systemd) Disable(ctx context.Context, name string) (bool, error) {
+func (s *Systemd) Disable(ctx context.Context, names ...string) (bool, error) {
 	conn, err := s.connect(ctx)
 	if err != nil {
 		return false, err
 	}
-	changes, err := conn.DisableUnitFilesContext(ctx, []string{name}, false)
+	changes, err := conn.DisableUnitFilesContext(ctx, names, false)
 	if err != nil {
-		return false, fmt.Errorf("cannot disable %s: %w", name, err)
+		return false, fmt.Errorf("cannot disable %s: %w", strings.Join(names, " "), err)
 	}
 	return len(changes) > 0, nil
 }
 
 // Mask implements Units.
-func (s *Systemd) Mask(ctx context.Context, name string) (bool, error) {
+func (s *Systemd) Mask(ctx context.Context, names ...string) (bool, error) {
 	conn, err := s.connect(ctx)
 	if err != nil {
 		return false, err
 	}
-	changes, err := conn.MaskUnitFilesContext(ctx, []string{name}, false, true)
+	changes, err := conn.MaskUnitFilesContext(ctx, names, false, true)
 	if err != nil {
-		return false, fmt.Errorf("cannot mask %s: %w", name, err)
+		return false, fmt.Errorf("cannot mask %s: %w", strings.Join(names, " "), err)
 	}
 	return len(changes) > 0, nil
 }

@@ -6,7 +6,6 @@ package roles
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -90,8 +89,6 @@ type Change struct {
 	Verb string // enable, start, disable, stop
 }
 
-func (c Change) String() string { return c.Verb + " " + c.Unit }
-
 // Plan is what makes the units be as a role wants them.
 type Plan struct {
 	Changes []Change
@@ -150,32 +147,55 @@ func Apply(ctx context.Context, h *host.Host, role Role) (Plan, error) {
 		return plan, fault.New(fault.UnitMissing, "cannot set the services of role %s: the template has no %s",
 			role.Name, strings.Join(plan.Missing, ", "))
 	}
-	for _, change := range plan.Changes {
-		var err error
-		switch change.Verb {
-		case "enable":
-			_, err = h.Units.Enable(ctx, change.Unit)
-		case "disable":
-			_, err = h.Units.Disable(ctx, change.Unit)
-		case "start":
-			_, err = h.Units.Start(ctx, change.Unit)
-		case "stop":
-			_, err = h.Units.Stop(ctx, change.Unit)
-		default:
-			err = fmt.Errorf("no such verb: %q", change.Verb)
-		}
-		if err != nil {
-			return plan, fault.Wrap(fault.ServiceFailed, err, "cannot set the services of role %s", role.Name)
-		}
+	if err := apply(ctx, h.Units, plan); err != nil {
+		return plan, fault.Wrap(fault.ServiceFailed, err, "cannot set the services of role %s", role.Name)
 	}
 	return plan, nil
+}
+
+// apply changes what starts at boot in one call each, before it starts or stops
+// anything: systemd looks at all unit files on every such call.
+func apply(ctx context.Context, units host.Units, plan Plan) error {
+	if names := plan.units("enable"); len(names) > 0 {
+		if _, err := units.Enable(ctx, names...); err != nil {
+			return err
+		}
+	}
+	if names := plan.units("disable"); len(names) > 0 {
+		if _, err := units.Disable(ctx, names...); err != nil {
+			return err
+		}
+	}
+	for _, name := range plan.units("stop") {
+		if _, err := units.Stop(ctx, name); err != nil {
+			return err
+		}
+	}
+	for _, name := range plan.units("start") {
+		if _, err := units.Start(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// units returns the units of all changes with a verb, in order.
+func (p Plan) units(verb string) (names []string) {
+	for _, change := range p.Changes {
+		if change.Verb == verb {
+			names = append(names, change.Unit)
+		}
+	}
+	return names
 }
 
 // String says what the plan does, in one line.
 func (p Plan) String() string {
 	var parts []string
-	for _, change := range p.Changes {
-		parts = append(parts, change.String())
+	for _, verb := range []string{"enable", "start", "disable", "stop"} {
+		if names := p.units(verb); len(names) > 0 {
+			parts = append(parts, verb+" "+strings.ReplaceAll(strings.Join(names, " "), ".service", ""))
+		}
 	}
 	text := strings.Join(parts, ", ")
 	if text == "" {

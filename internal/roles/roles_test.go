@@ -58,7 +58,7 @@ func TestApplyConvergesAndTheSecondRunDoesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "disable docker.socket, stop docker.socket, disable docker.service, stop docker.service, disable containerd.service, stop containerd.service"
+	want := "disable docker.socket docker containerd, stop docker.socket docker containerd;"
 	if got := plan.String(); !strings.HasPrefix(got, want) || !strings.Contains(got, "cloud-final.service") {
 		t.Errorf("plan = %q, want %q and the absent cloud-final.service", got, want)
 	}

@@ -280,16 +280,27 @@ func (m units) change(verb, name string, change func(*host.Unit)) (bool, error) 
 	return unit != before, nil
 }
 
-func (m units) Enable(_ context.Context, name string) (bool, error) {
-	return m.change("enable", name, func(u *host.Unit) { u.FileState = "enabled" })
+func (m units) Enable(_ context.Context, names ...string) (bool, error) {
+	return m.setFileState("enable", "enabled", names)
 }
 
-func (m units) Disable(_ context.Context, name string) (bool, error) {
-	return m.change("disable", name, func(u *host.Unit) { u.FileState = "disabled" })
+func (m units) Disable(_ context.Context, names ...string) (bool, error) {
+	return m.setFileState("disable", "disabled", names)
 }
 
-func (m units) Mask(_ context.Context, name string) (bool, error) {
-	return m.change("mask", name, func(u *host.Unit) { u.FileState = "masked" })
+func (m units) Mask(_ context.Context, names ...string) (bool, error) {
+	return m.setFileState("mask", "masked", names)
+}
+
+func (m units) setFileState(verb, state string, names []string) (changed bool, err error) {
+	for _, name := range names {
+		one, err := m.change(verb, name, func(u *host.Unit) { u.FileState = state })
+		if err != nil {
+			return changed, err
+		}
+		changed = changed || one
+	}
+	return changed, nil
 }
 
 func (m units) Start(_ context.Context, name string) (host.Job, error) {

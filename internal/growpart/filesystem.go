@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package growpart
+
+import (
+	"io"
+)
+
+// filesystem is a mounted file system as its superblock tells. All but resize
+// are pure.
+type filesystem interface {
+	// size returns the size in bytes.
+	size() int64
+	// fit returns the size in bytes the file system can have in a partition of
+	// the given size; never less than size.
+	fit(partition int64) int64
+	// check says why it cannot grow now, if so.
+	check() error
+	// resize makes it grow to the size in bytes.
+	resize(m machine, mountPoint string, bytes int64) error
+}
+
+// readFilesystem reads the superblock of the file system that is mounted as the
+// given type. The type comes from the kernel and the superblock has to agree:
+// neither an old superblock of another file system nor the type alone is
+// believed. It is done before the table is touched. This is where a further
+// file system joins in.
+func readFilesystem(partition io.ReaderAt, fstype string) (filesystem, error) {
+	switch fstype {
+	case "ext2", "ext3", "ext4":
+		return readExt4(partition, fstype)
+	}
+	return nil, unsupported("a file system of type %q cannot be grown yet", fstype)
+}

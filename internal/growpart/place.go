@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package growpart
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"nodeagent/internal/fault"
+	"nodeagent/internal/host"
+)
+
+// place is where a mounted file system is, as the kernel sees it. Sizes and
+// starts are in bytes.
+type place struct {
+	disk, partition string // device files
+	number          int
+	start, size     int64
+	siblings        []sibling
+	readOnlyDisk    bool
+
+	fstype string
+	mount  string // a writable mount point of the file system; "" if there is none
+}
+
+// sibling is another partition of the disk.
+type sibling struct {
+	number      int
+	start, size int64
+}
+
+// sysSector is the unit of sizes in sysfs, whatever the disk's sectors are.
+const sysSector = 512
+
+func unsupported(format string, args ...any) error {
+	return fault.New(fault.DiskUnsupported, format, args...)
+}
+
+// locate finds the partition mounted at mountPoint and its disk by device number
+// (/proc/self/mountinfo, /sys/dev/block), never by names: those differ between
+// hypervisors, and partition names have no general form.
+func locate(h *host.Host, mountPoint string) (place, error) {
+	data, err := h.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return place{}, fault.Wrap(fault.DiskUnsupported, err, "cannot tell what is mounted at %s", mountPoint)
+	}
+	mounts := parseMountinfo(string(data))
+	var mounted *mount
+	for i := range mounts {
+		if mounts[i].point == mountPoint {
+			mounted = &mounts[i] // the last one covers those before it
+		}
+	}
+	if mounted == nil {
+		return place{}, unsupported("nothing is mounted at %q", mountPoint)
+	}
+	if strings.HasPrefix(mounted.device, "0:") {
+		return place{}, unsupported("%s is a file system of type %s on %q, which is on no single partition", mountPoint, mounted.fstype, mounted.source)
+	}
+
+	link := h.Path("/sys/dev/block/" + mounted.device)
+	path, err := filepath.EvalSymlinks(link)
+	if err != nil {
+		return place{}, fault.Wrap(fault.DiskUnsupported, err, "cannot find the device %s mounted at %s", mounted.device, mountPoint)
+	}
+	device := sysDevice(path)
+	if !device.has("partition") {
+		return place{}, unsupported("%s is on %s, which is no partition of a disk", mountPoint, device.describe(0))
+	}
+	parent := sysDevice(filepath.Dir(path))
+
+	at := place{fstype: mounted.fstype}
+	if mounted.writable {
+		at.mount = mountPoint
+	}
+	for _, other := range mounts {
+		if at.mount == "" && other.device == mounted.device && other.writable {
+			at.mount = other.point
+		}
+	}
+	var problems []error
+	number := func(d sysDevice, name string) int64 {
+		n, err := d.number(name)
+		if err != nil {
+			problems = append(problems, err)
+		}
+		return n
+	}
+	text := func(d sysDevice) string {
+		name, err := d.file()
+		if err != nil {
+			problems = append(problems, err)
+		}
+		return name
+	}
+	at.disk, at.partition = text(parent), text(device)
+	at.number = int(number(device, "partition"))
+	at.start, at.size = number(device, "start")*sysSector, number(device, "size")*sysSector
+	at.readOnlyDisk = number(parent, "ro") != 0
+	children, err := filepath.Glob(filepath.Join(string(parent), "*", "partition"))
+	if err != nil {
+		problems = append(problems, err)
+	}
+	for _, child := range children {
+		other := sysDevice(filepath.Dir(child))
+		if other == device {
+			continue
+		}
+		at.siblings = append(at.siblings, sibling{
+			number: int(number(other, "partition")), start: number(other, "start") * sysSector, size: number(other, "size") * sysSector,
+		})
+	}
+	slices.SortFunc(at.siblings, func(a, b sibling) int { return a.number - b.number })
+	if len(problems) > 0 {
+		return place{}, fault.Wrap(fault.DiskUnsupported, problems[0], "cannot find the disk of %s", mountPoint)
+	}
+	return at, nil
+}
+
+// mount is a line of /proc/self/mountinfo.
+type mount struct {
+	device   string // major:minor
+	point    string
+	fstype   string
+	source   string
+	writable bool
+}
+
+// parseMountinfo reads proc_pid_mountinfo(5). Lines it cannot read are left out:
+// the mount looked for is then not found.
+func parseMountinfo(text string) []mount {
+	var mounts []mount
+	for line := range strings.Lines(text) {
+		before, after, found := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
+		left, right := strings.Fields(before), strings.Fields(after)
+		if !found || len(left) < 6 || len(right) < 3 {
+			continue
+		}
+		mounts = append(mounts, mount{
+			device: left[2], point: unescape(left[4]), fstype: right[0], source: unescape(right[1]),
+			// The mount's own options and those of the file system.
+			writable: hasOption(left[5], "rw") && hasOption(right[2], "rw"),
+		})
+	}
+	return mounts
+}
+
+func hasOption(options, want string) bool {
+	return slices.Contains(strings.Split(options, ","), want)
+}
+
+// unescape undoes the octal escapes of blanks and backslashes in mountinfo.
+func unescape(text string) string {
+	var out strings.Builder
+	for i := 0; i < len(text); i++ {
+		if text[i] == '\\' && i+3 < len(text) {
+			if n, err := strconv.ParseUint(text[i+1:i+4], 8, 8); err == nil {
+				out.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		out.WriteByte(text[i])
+	}
+	return out.String()
+}
+
+// sysDevice is the folder of a block device in sysfs.
+type sysDevice string
+
+func (d sysDevice) name() string { return filepath.Base(string(d)) }
+
+func (d sysDevice) has(name string) bool {
+	_, err := os.Lstat(filepath.Join(string(d), name))
+	return err == nil
+}
+
+func (d sysDevice) read(name string) (string, error) {
+	data, err := os.ReadFile(filepath.Join(string(d), name))
+	return strings.TrimSpace(string(data)), err
+}
+
+func (d sysDevice) number(name string) (int64, error) {
+	text, err := d.read(name)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(text, 10, 54) // times sysSector stays in 63 bits
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("cannot read %s of %s: %q is no number", name, d.name(), text)
+	}
+	return n, nil
+}
+
+// file returns the device file the kernel itself makes in devtmpfs; links made
+// by udev are not needed.
+func (d sysDevice) file() (string, error) {
+	text, err := d.read("uevent")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(text) {
+		if name, found := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); found && name != "" {
+			return filepath.Join("/dev", filepath.Join("/", name)), nil
+		}
+	}
+	return "", fmt.Errorf("cannot find the device file of %s: its uevent has no DEVNAME", d.name())
+}
+
+// describe names a stack of devices for the operator: "the LVM volume vg-root
+// (dm-0) on vda3".
+func (d sysDevice) describe(depth int) string {
+	text := "the device " + d.name()
+	if uuid, err := d.read("dm/uuid"); err == nil {
+		label, err := d.read("dm/name")
+		if err != nil || label == "" {
+			label = "?"
+		}
+		kind := "device-mapper volume"
+		switch prefix, _, _ := strings.Cut(uuid, "-"); prefix {
+		case "LVM":
+			kind = "LVM volume"
+		case "CRYPT":
+			kind = "encrypted volume"
+		case "mpath", "part1", "part2", "part3", "part4":
+			kind = "multipath device"
+		}
+		text = fmt.Sprintf("the %s %s (%s)", kind, label, d.name())
+	} else if level, err := d.read("md/level"); err == nil {
+		text = fmt.Sprintf("the %s array %s", level, d.name())
+	}
+	const deepest = 8
+	slaves, err := os.ReadDir(filepath.Join(string(d), "slaves"))
+	if err != nil || len(slaves) == 0 || depth == deepest {
+		return text
+	}
+	var below []string
+	for _, slave := range slaves {
+		path, err := filepath.EvalSymlinks(filepath.Join(string(d), "slaves", slave.Name()))
+		if err != nil {
+			continue
+		}
+		below = append(below, strings.TrimPrefix(sysDevice(path).describe(depth+1), "the device "))
+	}
+	return text + " on " + strings.Join(below, " and ")
+}

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubeadm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeagent/internal/fault"
+	"nodeagent/internal/host"
+)
+
+// isoFolder is where the ISO is mounted. CloudStack's scripts use /mnt/k8sdisk,
+// which stays free for them.
+const isoFolder = "/run/nodeagent/iso"
+
+// Bundle is a mounted binaries ISO that has all a node needs.
+type Bundle struct {
+	Device  string // /dev/sr0
+	Label   string // the ISO's volume label; anything, also ""
+	Dir     string // where it is mounted
+	Version string // of its kubeadm: v1.34.4
+	Images  []ImageFile
+}
+
+// ImageFile is an archive of container images in the ISO's docker folder.
+type ImageFile struct {
+	Name  string // without a folder
+	Bytes int64
+}
+
+// medium is what was found in one block device.
+type medium struct {
+	device  string
+	label   string
+	kind    mediumKind
+	missing []string // of an incomplete bundle
+	images  []ImageFile
+	err     error // of an unreadable medium
+}
+
+type mediumKind int
+
+const (
+	mediumNone       mediumKind = iota // no medium in the drive
+	mediumOther                        // an ISO, not a binaries ISO
+	mediumIncomplete                   // a binaries ISO that lacks files
+	mediumBundle                       // a binaries ISO
+	mediumUnreadable
+)
+
+func (m medium) String() string {
+	name := strings.TrimPrefix(m.device, "/dev/")
+	switch m.kind {
+	case mediumNone:
+		return "no medium in " + name
+	case mediumOther:
+		return fmt.Sprintf("medium present in %s, not ours (label %s)", name, label(m.label))
+	case mediumUnreadable:
+		return fmt.Sprintf("medium in %s cannot be read: %v", name, m.err)
+	}
+	return fmt.Sprintf("binaries ISO in %s (label %s)", name, label(m.label))
+}
+
+// label shows a volume label that may be empty.
+func label(text string) string {
+	if text == "" {
+		return "none"
+	}
+	return text
+}
+
+// FindISO waits until a binaries ISO is in some drive or disk of the machine and
+// mounts it. An ISO is known by what it holds, not by its label (pain-points C12
+// and C15). want is the Kubernetes version asked for, with or without the v, or
+// "" for any; it decides between several ISOs. The ISO's kubeadm is installed on
+// the way, because only running it tells its version and the mount is not
+// executable.
+//
+// It waits for the kernel's device events, without polling, until ctx ends; then
+// the error is fault.ISOMissing and says which media were seen. A binaries ISO
+// that lacks files (fault.ISOIncomplete) or is of another version
+// (fault.ISOInvalid) fails at once.
+func FindISO(ctx context.Context, h *host.Host, want string, report host.Report) (*Bundle, error) {
+	// The watch comes before the first look, or a medium between the two would go
+	// unseen.
+	watch, err := host.WatchBlock()
+	if err != nil {
+		return nil, err
+	}
+	defer watch.Close()
+	return findISO(ctx, h, want, watch.Changed, say(report))
+}
+
+// rereadInterval is when a medium that could not be read is tried again: of that
+// the kernel sends no event.
+const rereadInterval = 5 * time.Second
+
+func findISO(ctx context.Context, h *host.Host, want string, changed <-chan struct{}, report host.Report) (*Bundle, error) {
+	if err := enableMediaEvents(h); err != nil {
+		report("a changed medium may go unnoticed: %v", err)
+	}
+	for {
+		media, err := scanMedia(ctx, h)
+		if err != nil {
+			return nil, err
+		}
+		bundle, err := chooseBundle(ctx, h, media, want)
+		if bundle != nil || err != nil {
+			return bundle, err
+		}
+		seen := describe(media)
+		report("waiting for the binaries ISO: %s", seen)
+		var reread <-chan time.Time
+		if slices.ContainsFunc(media, func(m medium) bool { return m.kind == mediumUnreadable }) {
+			reread = time.After(rereadInterval)
+		}
+		select {
+		case <-changed:
+		case <-reread:
+		case <-ctx.Done():
+			return nil, fault.Wrap(fault.ISOMissing, context.Cause(ctx), "the binaries ISO did not come (%s)", seen)
+		}
+	}
+}
+
+// enableMediaEvents makes the kernel look for media that come and go. It does not
+// unless told to; systemd's udev rules tell it, later or not at all in a template
+// without them (Documentation/admin-guide/kernel-parameters, events_dfl_poll_msecs).
+func enableMediaEvents(h *host.Host) error {
+	const name = "/sys/module/block/parameters/events_dfl_poll_msecs"
+	if value, err := h.ReadFile(name); err != nil || strings.TrimSpace(string(value)) != "0" {
+		return nil
+	}
+	return os.WriteFile(h.Path(name), []byte("2000"), 0o644)
+}
+
+func describe(media []medium) string {
+	if len(media) == 0 {
+		return "no drive or disk has an ISO"
+	}
+	var texts []string
+	for _, m := range media {
+		texts = append(texts, m.String())
+	}
+	return strings.Join(texts, ", ")
+}
+
+// chooseBundle mounts the medium to use. It returns nil when there is none yet.
+func chooseBundle(ctx context.Context, h *host.Host, media []medium, want string) (*Bundle, error) {
+	var bundles, incomplete []medium
+	for _, m := range media {
+		switch m.kind {
+		case mediumBundle:
+			bundles = append(bundles, m)
+		case mediumIncomplete:
+			incomplete = append(incomplete, m)
+		}
+	}
+	if len(bundles) == 0 && len(incomplete) > 0 {
+		m := incomplete[0]
+		return nil, fault.New(fault.ISOIncomplete, "the binaries ISO in %s (label %s) lacks %s",
+			m.device, label(m.label), strings.Join(m.missing, ", "))
+	}
+	var others []string // what the other bundles are
+	for _, m := range bundles {
+		bundle, err := openBundle(ctx, h, m)
+		if err != nil {
+			return nil, err
+		}
+		if bundle.Version == withV(want) || (want == "" && len(bundles) == 1) {
+			return bundle, nil
+		}
+		others = append(others, fmt.Sprintf("%s (label %s) holds Kubernetes %s", m.device, label(m.label), bundle.Version))
+		if err := bundle.Release(h, false); err != nil {
+			return nil, err
+		}
+	}
+	if len(others) == 0 {
+		return nil, nil
+	}
+	asked := "no version is asked for"
+	if want != "" {
+		asked = withV(want) + " is asked for"
+	}
+	return nil, fault.New(fault.ISOInvalid, "cannot choose a binaries ISO: %s; %s", strings.Join(others, ", "), asked).
+		WithHint("Attach the ISO of the cluster's Kubernetes version and detach the others.")
+}
+
+// openBundle mounts a bundle and installs its kubeadm to learn the version.
+func openBundle(ctx context.Context, h *host.Host, m medium) (*Bundle, error) {
+	if err := mountISO(h, m.device); err != nil {
+		return nil, fmt.Errorf("cannot mount the binaries ISO in %s: %w", m.device, err)
+	}
+	bundle := &Bundle{Device: m.device, Label: m.label, Dir: isoFolder, Images: m.images}
+	err := func() error {
+		files, err := os.OpenRoot(h.Path(bundle.Dir))
+		if err != nil {
+			return err
+		}
+		defer files.Close()
+		if _, err := installProgram(h, files.FS(), "k8s/kubeadm", Kubeadm); err != nil {
+			return err
+		}
+		bundle.Version, err = installedVersion(ctx, h)
+		return err
+	}()
+	if err != nil {
+		return nil, errors.Join(err, bundle.Release(h, false))
+	}
+	return bundle, nil
+}
+
+// Release unmounts the ISO. With eject it also opens the drive, which VMware
+// needs to detach it; a drive that cannot be opened is an error only then.
+func (b *Bundle) Release(h *host.Host, eject bool) error {
+	if err := h.Kernel.Unmount(h.Path(isoFolder)); err != nil {
+		return fmt.Errorf("cannot unmount the binaries ISO: %w", err)
+	}
+	if !eject {
+		return nil
+	}
+	// O_NONBLOCK opens a drive whatever is in it: Documentation/cdrom.
+	fd, err := unix.Open(h.Path(b.Device), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("cannot eject %s: %w", b.Device, err)
+	}
+	defer unix.Close(fd)
+	const cdromEject = 0x5309 // CDROMEJECT of linux/cdrom.h
+	if err := unix.IoctlSetInt(fd, cdromEject, 0); err != nil {
+		return fmt.Errorf("cannot eject %s: %w", b.Device, err)
+	}
+	return nil
+}
+
+// mountISO mounts a device at isoFolder in place of what is there: a run that
+// was killed may have left an ISO mounted.
+func mountISO(h *host.Host, device string) error {
+	target := h.Path(isoFolder)
+	if err := h.Kernel.Unmount(target); err != nil {
+		return err
+	}
+	return h.Kernel.MountReadOnly(device, target, "iso9660")
+}
+
+// scanMedia looks into every block device.
+func scanMedia(ctx context.Context, h *host.Host) ([]medium, error) {
+	entries, err := os.ReadDir(h.Path("/sys/class/block"))
+	if err != nil {
+		return nil, fmt.Errorf("cannot list block devices: %w", err)
+	}
+	var media []medium
+	for _, entry := range entries {
+		name := entry.Name()
+		drive := strings.HasPrefix(name, "sr")
+		if strings.HasPrefix(name, "ram") || strings.HasPrefix(name, "zram") || strings.HasPrefix(name, "fd") || (!drive && emptyDevice(h, name)) {
+			continue
+		}
+		// The kernel writes a / in a device's name as !.
+		m, ok := readMedium(ctx, h, "/dev/"+strings.ReplaceAll(name, "!", "/"))
+		if ok || (drive && m.kind == mediumNone) {
+			media = append(media, m)
+		}
+	}
+	return media, nil
+}
+
+func emptyDevice(h *host.Host, name string) bool {
+	size, err := h.ReadFile("/sys/class/block/" + name + "/size")
+	return err == nil && strings.TrimSpace(string(size)) == "0"
+}
+
+// readMedium says what a device holds; ok is false when it is no ISO.
+func readMedium(ctx context.Context, h *host.Host, device string) (m medium, ok bool) {
+	m = medium{device: device}
+	descriptor, err := readDescriptor(ctx, h.Path(device))
+	switch {
+	case err != nil && (errors.Is(err, unix.ENOMEDIUM) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO)):
+		return m, false
+	case err != nil && strings.HasPrefix(device, "/dev/sr"):
+		m.kind, m.err = mediumUnreadable, err
+		return m, true
+	case err != nil:
+		return medium{device: device, kind: mediumUnreadable, err: err}, false
+	}
+	if m.label, ok = parseDescriptor(descriptor); !ok {
+		m.kind = mediumOther
+		return m, false
+	}
+	if err := mountISO(h, device); err != nil {
+		m.kind, m.err = mediumUnreadable, err
+		return m, true
+	}
+	if root, err := os.OpenRoot(h.Path(isoFolder)); err != nil {
+		m.kind, m.err = mediumUnreadable, err
+	} else {
+		m.kind, m.missing, m.images = judge(root.FS())
+		root.Close()
+	}
+	if err := h.Kernel.Unmount(h.Path(isoFolder)); err != nil {
+		m.kind, m.err = mediumUnreadable, err
+	}
+	return m, true
+}
+
+// Where ECMA-119 puts the primary volume descriptor, and what is in it.
+const (
+	descriptorOffset = 16 * 2048
+	descriptorBytes  = 2048
+	labelOffset      = 40
+	labelBytes       = 32
+	stallLimit       = 20 * time.Second
+)
+
+// readDescriptor reads the descriptor's sector. A device that does not answer
+// within stallLimit is an error: the host's storage may hang (pain-point C14).
+func readDescriptor(ctx context.Context, path string) ([]byte, error) {
+	type result struct {
+		data []byte
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		file, err := os.Open(path)
+		if err != nil {
+			done <- result{nil, err}
+			return
+		}
+		defer file.Close()
+		data := make([]byte, descriptorBytes)
+		n, err := file.ReadAt(data, descriptorOffset)
+		if errors.Is(err, io.EOF) {
+			err = nil // too small for an ISO: what there is tells
+		}
+		done <- result{data[:n], err}
+	}()
+	ctx, cancel := context.WithTimeoutCause(ctx, stallLimit, fmt.Errorf("no answer for %v", stallLimit))
+	defer cancel()
+	select {
+	case r := <-done:
+		return r.data, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// parseDescriptor reads the volume label of a primary volume descriptor.
+func parseDescriptor(data []byte) (label string, ok bool) {
+	if len(data) < labelOffset+labelBytes || data[0] != 1 || string(data[1:6]) != "CD001" {
+		return "", false
+	}
+	text := bytes.Trim(data[labelOffset:labelOffset+labelBytes], " \x00")
+	printable := func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}
+	return strings.Map(printable, string(text)), true
+}
+
+// neededFiles is what an ISO must hold, as patterns.
+var neededFiles = [...]string{
+	"k8s/kubeadm", "k8s/kubelet", "k8s/kubectl",
+	"cni/cni-plugins-*.tgz", "cri-tools/crictl-linux-*.tar.gz", "docker/*.tar",
+	"kubelet.service", "10-kubeadm.conf",
+}
+
+// judge tells a binaries ISO by its files.
+func judge(files fs.FS) (kind mediumKind, missing []string, images []ImageFile) {
+	if !isFolder(files, "k8s") && !isFolder(files, "docker") {
+		return mediumOther, nil, nil
+	}
+	for _, pattern := range neededFiles {
+		names, _ := fs.Glob(files, pattern)
+		if len(names) == 0 {
+			missing = append(missing, pattern)
+		}
+		for _, name := range names {
+			info, err := fs.Stat(files, name)
+			switch {
+			case err != nil:
+				missing = append(missing, fmt.Sprintf("%s (%v)", name, err))
+			case !info.Mode().IsRegular() || info.Size() == 0:
+				missing = append(missing, name+" (empty)")
+			case pattern == "docker/*.tar":
+				images = append(images, ImageFile{Name: path.Base(name), Bytes: info.Size()})
+			}
+		}
+	}
+	if len(missing) > 0 {
+		return mediumIncomplete, missing, nil
+	}
+	return mediumBundle, nil, slices.Clip(images)
+}
+
+func isFolder(files fs.FS, name string) bool {
+	info, err := fs.Stat(files, name)
+	return err == nil && info.IsDir()
+}

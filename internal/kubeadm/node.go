@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubeadm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"nodeagent/internal/fault"
+	"nodeagent/internal/host"
+)
+
+const (
+	rootKubeconfig = "/root/.kube/config"
+	apiManifest    = "/etc/kubernetes/manifests/kube-apiserver.yaml"
+	etcdData       = "/var/lib/etcd/member"
+	// comeBackLimit is how long an API server of an earlier run gets to answer
+	// after a reboot before its state counts as broken.
+	comeBackLimit = 3 * time.Minute
+	maxInitLog    = 8 << 20
+)
+
+// Init makes this machine the first control node of its cluster and writes
+// root's kubeconfig. On a machine that is one already it does nothing but the
+// latter. What a killed or failed earlier try left is removed with `kubeadm reset`
+// first, but only if the machine never became a member (pain-points C25, K1); a
+// try that fails other than in preflight is made once more. The first error is the
+// one returned: fault.KubeadmPreflight with all failed checks, else
+// fault.KubeadmInitFailed. kubeadm's output goes to InitLog, secrets taken out.
+func Init(ctx context.Context, h *host.Host, plan InitPlan, report host.Report) error {
+	config, err := renderInit(plan)
+	if err != nil {
+		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot run kubeadm init")
+	}
+	i := &initRun{h: h, config: config, scrub: scrubber(config.secrets), report: say(report)}
+	if err := i.run(ctx); err != nil {
+		return err
+	}
+	admin, err := h.ReadFile(AdminConf)
+	if err == nil {
+		_, err = h.WriteFile(rootKubeconfig, admin, 0o600)
+	}
+	if err != nil {
+		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot write root's kubeconfig")
+	}
+	return nil
+}
+
+type initRun struct {
+	h      *host.Host
+	config *initConfig
+	scrub  func(string) string
+	report host.Report
+}
+
+func (i *initRun) run(ctx context.Context) (err error) {
+	journal, err := readJournal(i.h)
+	if err != nil {
+		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot tell what became of an earlier kubeadm init")
+	}
+	if journal.Phase == phaseMember {
+		return nil
+	}
+	if _, err := i.h.WriteFile(configFile, i.config.file, 0o600); err != nil {
+		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot run kubeadm init")
+	}
+	defer func() {
+		if _, removeErr := i.h.Remove(configFile); removeErr != nil && err == nil {
+			err = fault.Wrap(fault.KubeadmInitFailed, removeErr, "cannot remove kubeadm's configuration")
+		}
+	}()
+	switch i.inspect(ctx) {
+	case clusterComplete:
+		return i.keep(journalOf(phaseMember, ""))
+	case clusterOpen:
+		if err := i.finish(ctx); err != nil {
+			return err
+		}
+		return i.keep(journalOf(phaseMember, ""))
+	case clusterBroken:
+		if journal.Phase != phaseStarted {
+			break // not nodeagent's: kubeadm's preflight will say what is in the way
+		}
+		if err := i.reset(ctx); err != nil {
+			return err
+		}
+	}
+	return i.attempts(ctx, journal.FirstError)
+}
+
+func journalOf(p phase, first string) journal { return journal{Phase: p, FirstError: first} }
+
+func (i *initRun) keep(j journal) error {
+	if err := j.write(i.h); err != nil {
+		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot keep a record of kubeadm init")
+	}
+	return nil
+}
+
+// attempts runs kubeadm init, at most twice. earlier is the first error of
+// earlier runs.
+func (i *initRun) attempts(ctx context.Context, earlier string) error {
+	if err := i.keep(journalOf(phaseStarted, earlier)); err != nil {
+		return err
+	}
+	first := i.attempt(ctx)
+	if first == nil {
+		return i.keep(journalOf(phaseMember, ""))
+	}
+	if earlier == "" {
+		if err := i.keep(journalOf(phaseStarted, first.Message)); err != nil {
+			return err
+		}
+	} else if earlier != first.Message {
+		first.Message += " (the first failure on this machine was: " + earlier + ")"
+	}
+	if first.Code == fault.KubeadmPreflight || ctx.Err() != nil {
+		return first
+	}
+	i.report("kubeadm init failed, resetting for another try: %s", first.Message)
+	if err := i.reset(ctx); err != nil {
+		return first
+	}
+	second := i.attempt(ctx)
+	if second == nil {
+		return i.keep(journalOf(phaseMember, ""))
+	}
+	if second.Message != first.Message {
+		first.Message += " (and the second time: " + second.Message + ")"
+	}
+	return first
+}
+
+// attempt runs kubeadm init once.
+func (i *initRun) attempt(ctx context.Context) *fault.Error {
+	args := append([]string{"init", "--config", configFile, "--skip-token-print", "--skip-certificate-key-print"}, i.config.args...)
+	return i.kubeadm(ctx, "kubeadm init", args...)
+}
+
+// reset removes what an unfinished init left.
+func (i *initRun) reset(ctx context.Context) error {
+	i.report("removing what an unfinished kubeadm init left")
+	if err := i.kubeadm(ctx, "kubeadm reset", "reset", "--force", "--cri-socket", i.config.criSocket); err != nil {
+		return err
+	}
+	return nil
+}
+
+// finish runs what an init that was killed late had not come to. The cluster can
+// be joined already, so it must not be reset.
+func (i *initRun) finish(ctx context.Context) error {
+	for _, name := range []string{"kubelet-finalize", "addon"} {
+		if slices.ContainsFunc(i.config.skipped, func(skipped string) bool { return strings.HasPrefix(skipped, name) }) {
+			continue
+		}
+		args := []string{"init", "phase", name, "all", "--config", configFile}
+		if err := i.kubeadm(ctx, "kubeadm init phase "+name, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// kubeadm runs kubeadm and keeps its output.
+func (i *initRun) kubeadm(ctx context.Context, what string, args ...string) *fault.Error {
+	log, err := i.openLog()
+	if err != nil {
+		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot run %s", what)
+	}
+	defer log.Close()
+	if !slices.ContainsFunc(args, func(arg string) bool {
+		return strings.HasPrefix(arg, "--v=") || arg == "--v" || strings.HasPrefix(arg, "-v")
+	}) {
+		args = append(args, "--v=5")
+	}
+	var output kubeadmOutput
+	var logErr error
+	write := func(line string) {
+		if _, err := fmt.Fprintln(log, line); err != nil && logErr == nil {
+			logErr = err
+		}
+	}
+	write(fmt.Sprintf("=== %s %s %s", time.Now().UTC().Format(time.RFC3339), Kubeadm, i.scrub(strings.Join(args, " "))))
+	_, err = i.h.Run.Run(ctx, host.Command{Path: Kubeadm, Args: args, Line: func(line string) {
+		line = i.scrub(line)
+		write(line)
+		if progress := output.add(line); progress != "" {
+			i.report("%s", progress)
+		}
+	}})
+	if logErr != nil {
+		i.report("%s is not complete: %v", InitLog, logErr)
+	}
+	if err == nil {
+		return nil
+	}
+	if len(output.preflight) > 0 {
+		return fault.New(fault.KubeadmPreflight, "%s found this machine unfit: %s", what, strings.Join(output.preflight, "; ")).WithLog(output.tail)
+	}
+	cause := output.cause
+	if cause == "" || ctx.Err() != nil {
+		cause = i.scrub(rootCause(err))
+	}
+	if ctx.Err() != nil && len(output.tail) > 0 {
+		cause += " at: " + output.tail[len(output.tail)-1]
+	}
+	return fault.New(fault.KubeadmInitFailed, "%s failed: %s", what, cause).WithLog(output.tail)
+}
+
+// rootCause is why a program ended, without its arguments.
+func rootCause(err error) string {
+	if failed := (*host.CommandError)(nil); errors.As(err, &failed) {
+		return failed.Err.Error()
+	}
+	return err.Error()
+}
+
+func (i *initRun) openLog() (*os.File, error) {
+	path := i.h.Path(InitLog)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	flags := os.O_CREATE | os.O_WRONLY | os.O_APPEND
+	if info, err := os.Stat(path); err == nil && info.Size() > maxInitLog {
+		flags |= os.O_TRUNC
+	}
+	log, err := os.OpenFile(path, flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := log.Chmod(0o600); err != nil {
+		log.Close()
+		return nil, err
+	}
+	return log, nil
+}
+
+// clusterState is what an earlier kubeadm init left on this machine.
+type clusterState int
+
+const (
+	clusterNone     clusterState = iota // nothing
+	clusterBroken                       // something, but no API server that others could join
+	clusterOpen                         // an API server that others can join; the rest is missing
+	clusterComplete                     // all that kubeadm init makes
+)
+
+// leftovers are files of which any one means that an init began.
+var leftovers = []string{AdminConf, "/etc/kubernetes/kubelet.conf", "/etc/kubernetes/pki/ca.crt", apiManifest,
+	"/etc/kubernetes/manifests/etcd.yaml", "/var/lib/kubelet/kubeadm-flags.env", etcdData}
+
+func (i *initRun) inspect(ctx context.Context) clusterState {
+	if !slices.ContainsFunc(leftovers, i.h.Exists) {
+		return clusterNone
+	}
+	if !i.h.Exists(AdminConf) || !i.h.Exists(apiManifest) || !i.h.Exists(etcdData) {
+		return clusterBroken
+	}
+	api, err := OpenAPI(i.h)
+	if err != nil {
+		return clusterBroken
+	}
+	defer api.Close()
+	ctx, cancel := context.WithTimeout(ctx, comeBackLimit)
+	defer cancel()
+	i.report("waiting for the API server of an earlier kubeadm init")
+	return api.state(ctx)
+}
+
+// state looks for the objects kubeadm init makes last: cluster-info, by which
+// others join (phase bootstrap-token), and kube-proxy's role binding (phase addon,
+// phases/addons/proxy/proxy.go in kubeadm).
+func (a *API) state(ctx context.Context) clusterState {
+	if err := a.waitAnswer(ctx); err != nil {
+		return clusterBroken
+	}
+	const (
+		clusterInfo = "/api/v1/namespaces/kube-public/configmaps/cluster-info"
+		proxyRole   = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/rolebindings/kube-proxy"
+	)
+	open, err := a.exists(ctx, clusterInfo)
+	if err != nil || !open {
+		return clusterBroken
+	}
+	if complete, err := a.exists(ctx, proxyRole); err != nil || !complete {
+		return clusterOpen
+	}
+	return clusterComplete
+}

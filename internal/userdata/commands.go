@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package userdata
+
+import (
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// This file is what nodeagent knows of the commands in CloudStack's scripts: those
+// whose effect it brings about itself, or that have none. A script that runs
+// anything else was edited, and is left to cloud-init as it is.
+
+// rule knows calls of one program.
+type rule struct {
+	each  *regexp.Regexp // every argument matches, or
+	whole *regexp.Regexp // all arguments, joined by single blanks, match
+}
+
+func each(pattern string) rule  { return rule{each: regexp.MustCompile(`^(?:` + pattern + `)$`)} }
+func whole(pattern string) rule { return rule{whole: regexp.MustCompile(`^(?:` + pattern + `)$`)} }
+
+const (
+	iso       = `/mnt/k8sdisk/+`
+	manifests = `/tmp/k8sconfigscripts/+`
+	// program is one of the binaries, spelled out, as a brace list, or as a loop's variable.
+	program = `(?:kubeadm|kubelet|kubectl|\{kubeadm,kubelet,kubectl\})`
+	addOns  = `/opt/(?:autoscaler/autoscaler_tmpl|provider/provider|csi/snapshot-crds|csi/manifest)\.yaml`
+	online  = `https://(?:github\.com/(?:containernetworking/plugins|kubernetes-incubator/cri-tools|kubernetes-sigs/cri-tools)|` +
+		`storage\.googleapis\.com/kubernetes-release|dl\.k8s\.io|raw\.githubusercontent\.com/kubernetes/(?:kubernetes|release))/\S+`
+	onlineManifests = `https://(?:cloud\.weave\.works|raw\.githubusercontent\.com/(?:kubernetes/dashboard|kubernetes-sigs/headlamp))/\S+`
+	arpSetting      = `net\.ipv4\.conf\.(?:default|all|eth0|ens35)\.arp_(?:announce|ignore)`
+)
+
+// ownCommands are the programs of the setup and deploy scripts.
+var ownCommands = sync.OnceValue(func() map[string]rule {
+	anything := whole(`.*`)
+	return map[string]rule{
+		"[": anything, "[[": anything, "((": anything, "test": anything, "for": anything,
+		"true": anything, "false": anything, ":": anything, "break": anything, "continue": anything,
+		"return": anything, "exit": anything, "set": anything, "read": anything, "sleep": anything,
+		"echo": anything, "printf": anything, "id": anything, "wait": whole(``),
+		"grep": anything, "tail": anything, "head": anything, "base64": anything, "tr": anything, "wc": anything,
+		"sort": each(`-[rnuV]+`), // -o would write
+		"ls":   each(iso + `docker/?`),
+
+		"cd":    whole(`/opt/bin/?`),
+		"blkid": each(`-o|device|-t|TYPE=iso9660|LABEL=\w+`),
+		"mount": each(`-o|ro|\$\w+|/mnt/k8sdisk/?`), "umount": each(`\$\w+|/mnt/k8sdisk/?`), "rmdir": each(`/mnt/k8sdisk/?`),
+		"eject": each(`\$\w+`),
+		"mkdir": each(`-p|/mnt/k8sdisk/?|/opt/cni/bin/?|/opt/bin/?|/opt/(?:autoscaler|provider|csi)/?|/tmp/k8sconfigscripts/?|` +
+			`/etc/systemd/system/kubelet\.service\.d/?|/root/\.kube/?`),
+		"tar":   each(`-[xzfvC]+|--extract|` + iso + `(?:cni|cri-tools)/\S+|/opt/(?:cni/)?bin/?`),
+		"chmod": each(`\+x|0?755|(?:/opt/bin/)?` + program),
+		"cp": each(`-[aifpr]+|\.|` + iso + `k8s/` + program + `|/opt/bin/(?:` + program + `)?|` + iso + `[\w*-]+\.yaml|` + manifests + `?|/tmp/k8sconfigscripts|` +
+			addOns + `|/etc/kubernetes/admin\.conf|/root/\.kube/config`),
+		"rm": each(`-[rf]+|/tmp/k8sconfigscripts/?`), "touch": each(`/home/cloud/success`),
+		"chown": each(`(?:\$:\$|root:root|0:0)|/root/\.kube/config`),
+		"sed": whole(`s:/usr/bin:/opt/bin:g(?: ` + iso + `(?:kubelet\.service|10-kubeadm\.conf))?|` +
+			`-i s([|#])sandbox_image = \.\*[|#]sandbox_image = "\$\w+"[|#]g /etc/containerd/config\.toml|` +
+			`-i s/` + arpSetting + ` ?=\.\*\$?/` + arpSetting + ` = 0/ /etc/sysctl\.conf`),
+		"sysctl":   each(`-[wqe]|` + arpSetting + `=0|net\.bridge\.bridge-nf-call-ip6?tables=1|net\.ipv4\.ip_forward=1`),
+		"modprobe": each(`overlay|br_netfilter|ip_vs|ip_vs_rr|ip_vs_wrr|ip_vs_sh|nf_conntrack`),
+		"systemctl": whole(`daemon-reload|restart containerd(?:\.service)?|(?:enable|start|restart|enable --now) kubelet(?:\.service)?|` +
+			`is-active (?:--quiet )?setup-kube-system(?:\.service)?`),
+		"ctr":  whole(`(?:-n k8s\.io )?(?:image|images|i) (?:import ` + iso + `docker/+\$\w+|(?:ls|list)(?: -q)?)`),
+		"curl": each(`-[sSLkfO]+|--remote-name-all|` + online + `|https://[\w.]+:6443/version`),
+		"kubectl": whole(`version.*|get .*|apply -f (?:` + manifests + `(?:network|dashboard|headlamp)\.yaml|` + onlineManifests + `)|` +
+			`create rolebinding admin-binding --role=admin --user=admin|` +
+			`create clusterrolebinding cluster-admin-binding --clusterrole=cluster-admin --user=admin|` +
+			`create clusterrolebinding kubernetes-dashboard-ui --clusterrole=cluster-admin --serviceaccount=kubernetes-dashboard:kubernetes-dashboard|` +
+			`create serviceaccount headlamp-admin (?:-n|--namespace) kube-system|` +
+			`create clusterrolebinding headlamp-admin --clusterrole=cluster-admin --serviceaccount=kube-system:headlamp-admin`),
+		// The calls that make the node are read elsewhere, argument by argument.
+		"kubeadm": whole(`(?:init|join)(?: -.*| [^ ]*:.*|)|config images (?:pull|list).*|version.*|reset -f`),
+	}
+})
+
+// ownFiles are the files those scripts write by redirection, with the commands
+// whose output nodeagent knows.
+var ownFiles = sync.OnceValue(func() map[string]rule {
+	return map[string]rule{
+		"/etc/systemd/system/kubelet.service":                   whole(`sed .*`),
+		"/etc/systemd/system/kubelet.service.d/10-kubeadm.conf": whole(`sed .*`),
+		"/etc/default/kubelet":                                  whole(`echo KUBELET_EXTRA_ARGS=--cgroup-driver=systemd`),
+		"/etc/sysctl.conf":                                      whole(`echo ` + arpSetting + ` = 0`),
+		"/root/.bashrc":                                         whole(`echo export PATH=\$PATH:/opt/bin`),
+		"/home/cloud/success":                                   whole(`echo true`),
+	}
+})
+
+// containerdCommands are those that write containerd's configuration, which
+// nodeagent does itself.
+var containerdCommands = sync.OnceValue(func() map[string]rule {
+	return map[string]rule{
+		"containerd":       whole(`config default`),
+		"sed":              whole(`-i (?:s/SystemdCgroup ?= ?false/SystemdCgroup ?= ?true/g?|/[^/]*runc\.options[^/]*/a [\\\s]*SystemdCgroup ?= ?true) /etc/containerd/config\.toml`),
+		"setup-containerd": whole(``),
+		"systemctl":        whole(`daemon-reload|(?:re)?start containerd(?:\.service)?`),
+		"mkdir":            each(`-p|/etc/containerd/?`),
+		"bash":             whole(`(?:-x )?/opt/bin/setup-containerd`),
+	}
+})
+
+var containerdFiles = sync.OnceValue(func() map[string]rule {
+	return map[string]rule{containerdConfig: whole(`containerd config default`)}
+})
+
+// ownVariables may be set for a command or exported.
+var ownVariables = regexp.MustCompile(`^(?:PATH|KUBECONFIG|LC_ALL|LANG)=`)
+
+var binDirs = regexp.MustCompile(`^(?:/opt/bin|/usr/bin|/bin|/sbin|/usr/sbin)$`)
+
+// knows says whether every way a command can run is one of the rules'.
+func knows(s *shellScript, c shellCommand, programs, files map[string]rule) bool {
+	for _, argv := range s.variants(c.words) {
+		if !knowsArgv(s, argv, c.writes, programs, files) {
+			return false
+		}
+	}
+	return true
+}
+
+func knowsArgv(s *shellScript, argv, writes []string, programs, files map[string]rule) bool {
+	writes = slices.DeleteFunc(slices.Clone(writes), func(target string) bool { return target == "/dev/null" })
+	if onlyAssigns(argv) {
+		return len(writes) == 0
+	}
+	for len(argv) > 1 && ownVariables.MatchString(argv[0]) {
+		argv = argv[1:]
+	}
+	if argv[0] == "sudo" && len(argv) > 1 {
+		argv = argv[1:]
+	}
+	name := argv[0]
+	if binDirs.MatchString(path.Dir(name)) {
+		name = path.Base(name)
+	}
+	args := strings.Join(argv[1:], " ")
+	switch known, ok := programs[name]; {
+	case s.functions[name] && len(argv) == 1:
+	case name == "export" || name == "local":
+		if !allOwnVariables(argv[1:]) {
+			return false
+		}
+	case !ok, known.whole != nil && !known.whole.MatchString(args):
+		return false
+	case known.each != nil && slices.ContainsFunc(argv[1:], func(arg string) bool { return !known.each.MatchString(arg) }):
+		return false
+	}
+	for _, target := range writes {
+		for _, variant := range s.variants([]string{target}) {
+			known, ok := files[path.Clean(variant[0])]
+			if !ok || !known.whole.MatchString(strings.TrimSpace(name+" "+args)) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func onlyAssigns(argv []string) bool {
+	return !slices.ContainsFunc(argv, func(word string) bool { return !assignment.MatchString(word) })
+}
+
+func allOwnVariables(args []string) bool {
+	return !slices.ContainsFunc(args, func(word string) bool { return !ownVariables.MatchString(word) })
+}
+
+// strangers describes the commands of a script that nodeagent does not know.
+func strangers(name string, s *shellScript) []string {
+	programs, files := ownCommands(), ownFiles()
+	var found []string
+	for _, c := range s.commands {
+		if !knows(s, c, programs, files) {
+			found = append(found, fmt.Sprintf("%s line %d: the command %s is not one of CloudStack's", name, c.line, describe(s, c)))
+		}
+	}
+	if s.beyond != "" {
+		found = append(found, fmt.Sprintf("%s: the script uses %s", name, s.beyond))
+	}
+	return found
+}
+
+// describe names a command without its arguments, which may be secret.
+func describe(s *shellScript, c shellCommand) string {
+	for _, word := range c.words {
+		if word != "sudo" && !assignment.MatchString(word) {
+			return quote(s.partly(word))
+		}
+	}
+	return `"="`
+}

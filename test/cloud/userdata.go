@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cloud
+
+import (
+	"bytes"
+	"embed"
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"text/template"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+//go:embed userdata
+var userdataTemplates embed.FS
+
+// UserdataParams are what the management server puts into the cloud-config of
+// a node (contract 4.2). NewUserdataParams fills in its defaults.
+type UserdataParams struct {
+	PublicKeys     []string
+	Token          string // kubeadm's, 6.16 characters
+	CertificateKey string // 64 hex digits; control nodes only
+	ControlIP      netip.Addr
+	Version        string // x.y.z, without a v; first control node only
+	// Wait and Attempts are the pace at which the scripts look for the ISO.
+	Wait     time.Duration // whole seconds
+	Attempts int
+	EjectISO bool // true on VMware only
+	// Certificates are written and never used; first control node only.
+	Certificates Certificates
+}
+
+// NewUserdataParams are the parameters of a cluster with that id: token and
+// certificate key follow from it, and the pace is the default for control nodes
+// (WorkerUserdata's is 30 s and 40 attempts).
+func NewUserdataParams(cluster uuid.UUID, control netip.Addr, version string, publicKeys ...string) (UserdataParams, error) {
+	certificates, err := NewCertificates("kubernetes-control", control)
+	if err != nil {
+		return UserdataParams{}, err
+	}
+	digits := strings.ReplaceAll(cluster.String(), "-", "")
+	return UserdataParams{
+		PublicKeys:     publicKeys,
+		Token:          digits[:6] + "." + digits[6:22],
+		CertificateKey: digits + digits,
+		ControlIP:      control,
+		Version:        version,
+		Wait:           15 * time.Second,
+		Attempts:       100,
+		Certificates:   certificates,
+	}, nil
+}
+
+// ControlNodeUserdata is the cloud-config of the first control node in the
+// structure of CloudStack 4.16.1 to 4.20 (contract 4.3 to 4.7). Without
+// nodeagent its scripts bring the node up themselves. The placeholders of an
+// image registry stay in it, as they do in CloudStack.
+func ControlNodeUserdata(p UserdataParams) ([]byte, error) {
+	return renderUserdata("control-node.yml.tmpl", renderData{p, true, true})
+}
+
+// ControlNodeAddUserdata is the cloud-config of every further control node.
+func ControlNodeAddUserdata(p UserdataParams) ([]byte, error) {
+	return renderUserdata("control-node-add.yml.tmpl", renderData{p, true, false})
+}
+
+// WorkerUserdata is the cloud-config of a worker.
+func WorkerUserdata(p UserdataParams) ([]byte, error) {
+	return renderUserdata("worker.yml.tmpl", renderData{p, false, false})
+}
+
+func renderUserdata(name string, data renderData) ([]byte, error) {
+	if err := data.check(name); err != nil {
+		return nil, fmt.Errorf("cannot render %s: %w", name, err)
+	}
+	// Shell and CloudStack have all the usual brackets for themselves.
+	root := template.New(name).Delims("<%", "%>")
+	root.Funcs(template.FuncMap{
+		// script renders a shared script as the content of a write_files entry.
+		"script": func(file string) (string, error) {
+			var text strings.Builder
+			err := root.ExecuteTemplate(&text, file, data)
+			return indent(text.String()), err
+		},
+		"indent": func(pem []byte) string { return indent(string(pem)) },
+	})
+	if _, err := root.ParseFS(userdataTemplates, "userdata/*.tmpl"); err != nil {
+		return nil, err
+	}
+	var text bytes.Buffer
+	if err := root.ExecuteTemplate(&text, name, data); err != nil {
+		return nil, err
+	}
+	return text.Bytes(), nil
+}
+
+type renderData struct {
+	UserdataParams
+	Control bool // a control node
+	First   bool // the one that begins the cluster
+}
+
+// WaitSeconds is Wait as the scripts want it.
+func (d renderData) WaitSeconds() int { return int(d.Wait / time.Second) }
+
+// InitArgs are the arguments of kubeadm init that the management server composes.
+func (d renderData) InitArgs() string {
+	return fmt.Sprintf("--control-plane-endpoint %s:6443 --upload-certs --certificate-key %s --apiserver-cert-extra-sans=%s --kubernetes-version=%s",
+		d.ControlIP, d.CertificateKey, d.ControlIP, d.Version)
+}
+
+// indent puts text at the depth of a literal block in write_files.
+func indent(text string) string {
+	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	for i, line := range lines {
+		if line != "" {
+			lines[i] = "      " + line
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+var (
+	tokenFormat   = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
+	keyFormat     = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	versionFormat = regexp.MustCompile(`^\d+\.\d+\.\d+$`)
+)
+
+func (p UserdataParams) check(name string) error {
+	var errs []error
+	require := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	require(len(p.PublicKeys) > 0, "no ssh public key")
+	for _, key := range p.PublicKeys {
+		require(key != "" && !strings.ContainsAny(key, "\"\n\\"), "ssh public key %q cannot stand in a line", key)
+	}
+	require(tokenFormat.MatchString(p.Token), "token %q is not of the form 6.16", p.Token)
+	require(p.ControlIP.IsValid(), "no control node address")
+	require(p.Wait >= time.Second && p.Attempts > 0, "wait %s and attempts %d are not both positive", p.Wait, p.Attempts)
+	if name != "worker.yml.tmpl" {
+		require(keyFormat.MatchString(p.CertificateKey), "certificate key %q has not 64 hex digits", p.CertificateKey)
+	}
+	if name == "control-node.yml.tmpl" {
+		require(versionFormat.MatchString(p.Version), "version %q is not x.y.z", p.Version)
+		require(len(p.Certificates.CA) > 0 && len(p.Certificates.Cert) > 0 && len(p.Certificates.Key) > 0, "certificates are not complete")
+	}
+	return errors.Join(errs...)
+}
