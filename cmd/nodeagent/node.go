@@ -27,6 +27,9 @@ const (
 	ownsNodeFile  = "/run/nodeagent/owns-node"
 	cloudInitFile = "/run/nodeagent/cloud-init"
 	successFile   = "/home/cloud/success"
+
+	// The user CloudStack's server logs in as.
+	authorizedKeys = "/home/cloud/.ssh/authorized_keys"
 )
 
 // kubernetesRole is the role that nodeagent sets up wholly.
@@ -185,7 +188,7 @@ func (n *node) setNetwork(ctx context.Context, report host.Report) (agent.Result
 		network.Interfaces = append(network.Interfaces, netsetup.Interface{Name: nic.Name, Address: nic.Address, Gateway: nic.Gateway})
 	}
 	done, err := netsetup.Apply(ctx, n.host, network, report)
-	return doneNote(done), err
+	return changedNote(network.String(), len(done) > 0), err
 }
 
 func doneNote(done []string) agent.Result {
@@ -264,21 +267,32 @@ func (n *node) runCloudInit(ctx context.Context, report host.Report) (agent.Resu
 		}
 		jobs = append(jobs, job)
 	}
+	result := agent.Result{Note: "users and files made"}
 	for _, job := range jobs[:len(jobs)-1] {
 		report("waiting for %s", job.Unit)
 		unit, err := n.host.Units.Wait(ctx, job)
 		if err != nil {
 			return fail(err)
 		}
+		// One module that fails makes its stage fail, whether the node needs it or
+		// not: what the node needs is looked at below.
 		if unit.ActiveState != "active" {
-			return fail(fmt.Errorf("%s is %s (%s)", unit.Name, unit.ActiveState, unit.Result))
+			result.Warnings = append(result.Warnings, fault.New(fault.CloudInitFailed,
+				"a module of cloud-init failed: %s is %s (%s)", unit.Name, unit.ActiveState, unit.Result))
 		}
+	}
+	if n.intent.SSHKeys > 0 && !n.host.Exists(authorizedKeys) {
+		return fail(fmt.Errorf("%s is not there: CloudStack cannot log in", authorizedKeys))
+	}
+	// cloud-init replaces the template's host keys by the machine's own.
+	if _, err := n.host.Units.ReloadOrRestart(ctx, "ssh.service"); err != nil {
+		return fail(err)
 	}
 	if n.intent.Handover == userdata.HandoverCloudInit {
 		n.made(handedOver)
-		return agent.Result{Note: "runs the userdata as it came"}, nil
+		result.Note = "runs the userdata as it came"
 	}
-	return agent.Result{Note: "users and files made"}, nil
+	return result, nil
 }
 
 // made records what was made of this machine; later boots only verify it.

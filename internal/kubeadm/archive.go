@@ -114,11 +114,10 @@ func scanArchive(file io.ReaderAt, size int64) (*imageArchive, error) {
 
 // open returns a file of the archive.
 func (a *imageArchive) open(name string) (*io.SectionReader, error) {
-	name = path.Clean(name)
-	if target, ok := a.links[name]; ok {
-		name = target
+	entry := a.entries[path.Clean(name)]
+	if target, ok := a.links[path.Clean(name)]; ok {
+		entry = a.entries[target]
 	}
-	entry := a.entries[name]
 	if entry == nil {
 		return nil, fmt.Errorf("it lacks %q", name)
 	}
@@ -196,6 +195,9 @@ func (a *imageArchive) ociBlobs(desc ocispec.Descriptor, platform platforms.Matc
 	if depth >= maxManifestDepth {
 		return nil, errors.New("its indexes are nested too deeply")
 	}
+	if !images.IsIndexType(desc.MediaType) && !images.IsManifestType(desc.MediaType) {
+		return nil, fmt.Errorf("cannot use the media type %q", desc.MediaType)
+	}
 	name := blobName(desc.Digest)
 	content, err := a.open(name)
 	if err != nil {
@@ -209,9 +211,11 @@ func (a *imageArchive) ociBlobs(desc ocispec.Descriptor, platform platforms.Matc
 	if err := a.readJSON(name, &manifest); err != nil {
 		return nil, err
 	}
+	if content.Size() != desc.Size {
+		return nil, fmt.Errorf("%s has %d bytes, its index says %d", desc.Digest, content.Size(), desc.Size)
+	}
 	var blobs []archivedBlob
-	switch {
-	case images.IsIndexType(desc.MediaType):
+	if images.IsIndexType(desc.MediaType) {
 		for _, child := range manifest.Manifests {
 			if child.Platform != nil && !platform.Match(*child.Platform) {
 				continue
@@ -225,7 +229,7 @@ func (a *imageArchive) ociBlobs(desc ocispec.Descriptor, platform platforms.Matc
 		if len(blobs) == 0 {
 			return nil, errors.New("it has nothing for this machine's platform")
 		}
-	case images.IsManifestType(desc.MediaType):
+	} else {
 		for _, child := range append([]ocispec.Descriptor{manifest.Config}, manifest.Layers...) {
 			if err := child.Digest.Validate(); err != nil {
 				return nil, err
@@ -239,11 +243,6 @@ func (a *imageArchive) ociBlobs(desc ocispec.Descriptor, platform platforms.Matc
 			}
 			blobs = append(blobs, archivedBlob{child, content})
 		}
-	default:
-		return nil, fmt.Errorf("cannot use the media type %q", desc.MediaType)
-	}
-	if content.Size() != desc.Size {
-		return nil, fmt.Errorf("%s has %d bytes, its index says %d", desc.Digest, content.Size(), desc.Size)
 	}
 	return append(blobs, archivedBlob{desc, content}), nil
 }

@@ -29,6 +29,22 @@ type Network struct {
 	Nameservers []netip.Addr // in the order they are asked
 }
 
+// String is the network in one line: "eth0 10.1.1.57/24 via 10.1.1.1".
+func (n Network) String() string {
+	var parts []string
+	for _, nic := range n.Interfaces {
+		if !nic.Address.IsValid() {
+			continue
+		}
+		text := nic.Name + " " + nic.Address.String()
+		if nic.Gateway.IsValid() {
+			text += " via " + nic.Gateway.String()
+		}
+		parts = append(parts, text)
+	}
+	return strings.Join(parts, ", ")
+}
+
 // Apply gives the running kernel the addresses and the default route and writes
 // them and the resolver down for later boots. It waits for NICs that have not
 // appeared yet, by the kernel's link events, until ctx ends. It returns what it

@@ -23,7 +23,7 @@ func TestSwapOffIsForGood(t *testing.T) {
 	m.AddSwap("/dev/vda5")
 	m.AddSwap("/dev/zram0")
 	m.AddUnit(host.Unit{Name: "dev-vda5.swap", FileState: "generated", ActiveState: "active"})
-	for i, want := range []int{4, 0} {
+	for i, want := range []int{4, 0} { // mask, two devices, fstab
 		done, err := SwapOff(ctx, m.Host())
 		if err != nil || len(done) != want {
 			t.Fatalf("run %d: did %q (%v), want %d things", i, done, err, want)

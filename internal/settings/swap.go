@@ -27,13 +27,13 @@ func SwapOff(ctx context.Context, h *host.Host) (done []string, err error) {
 	if err != nil {
 		return fail(err)
 	}
-	for _, unit := range units {
-		changed, err := h.Units.Mask(ctx, unit)
+	if len(units) > 0 {
+		changed, err := h.Units.Mask(ctx, units...)
 		if err != nil {
 			return fail(err)
 		}
 		if changed {
-			done = append(done, "masked "+unit)
+			done = append(done, fmt.Sprintf("%d swap units masked", len(units)))
 		}
 	}
 	table, err := h.ReadFile("/proc/swaps")
@@ -44,7 +44,7 @@ func SwapOff(ctx context.Context, h *host.Host) (done []string, err error) {
 		if err := h.Kernel.SwapOff(device); err != nil {
 			return fail(fmt.Errorf("%s: %w", device, err))
 		}
-		done = append(done, "swapped off "+device)
+		done = append(done, device+" off")
 	}
 	fstab, err := h.ReadFile("/etc/fstab")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -55,7 +55,7 @@ func SwapOff(ctx context.Context, h *host.Host) (done []string, err error) {
 		if _, err := h.WriteFile("/etc/fstab", []byte(without), 0o644); err != nil {
 			return fail(err)
 		}
-		done = append(done, fmt.Sprintf("commented %d line(s) of /etc/fstab", count))
+		done = append(done, fmt.Sprintf("%d line(s) of /etc/fstab commented", count))
 	}
 	return done, nil
 }

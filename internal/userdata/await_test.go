@@ -71,7 +71,7 @@ func TestJudge(t *testing.T) {
 		{"rebooted, file truncated or gone", cmdline{}, of("before", at(-time.Hour)), stale},
 		{"rebooted, new file", at(time.Second), of("before", at(-time.Hour)), fresh},
 		{"rebooted, the same text anew", at(time.Second), of("before", at(-time.Minute)), fresh},
-		{"written after the record, still before this boot", other, of("before", at(-2 * time.Hour)), stale},
+		{"written after the record, still before this boot", other, of("before", at(-2*time.Hour)), stale},
 		{"unchanged, though the clock now says it is new", at(time.Hour), of("before", at(time.Hour)), stale},
 	} {
 		t.Run(test.name, func(t *testing.T) {

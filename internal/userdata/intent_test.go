@@ -206,7 +206,7 @@ func TestParseHandsOver(t *testing.T) {
 			"{{registry.username}}", "joe", "{{registry.password}}", "hunter2", "{{registry.token}}", "",
 			"  - containerd config default > /etc/containerd/config.toml\n", "  - bash -x /opt/bin/setup-containerd\n").Replace(control), ModeInit, "private registry"},
 		{"YAML alias", edit(t, edit(t, control, "users:\n", "users: &u\n"), "runcmd:\n", "other: *u\nruncmd:\n"), ModeNone, "YAML alias"},
-		{"repeated key", control + "runcmd: []\n", ModeInit, `repeats the key "runcmd"`},
+		{"repeated key", control + "runcmd: []\n", ModeNone, `repeats the key "runcmd"`},
 		{"worker", worker, ModeJoin, "joins a cluster (join)"},
 		{"further control node", edit(t, worker, "--discovery-token-unsafe", "--control-plane --certificate-key "+testKey+" --discovery-token-unsafe"), ModeJoinControlPlane, "joins a cluster (joinControlPlane)"},
 		{"jinja", "## template: jinja\n" + control, ModeNone, "a template"},

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -213,7 +214,8 @@ func Follow(ctx context.Context, m *cloud.Machine, before string, each func(Step
 					each(step)
 				}
 			}
-			if status.Phase != "running" {
+			// A failure shows at once, also while other steps still run.
+			if status.Phase != "running" && !slices.ContainsFunc(status.Steps, func(s Step) bool { return s.Status == "running" }) {
 				return status, code, nil
 			}
 		}
