@@ -73,6 +73,8 @@ func (v *vm) fsck() {
 	tool(v.t, "", "e2fsck", "-f", "-n", v.filesystem.Name())
 }
 
+var errPowerCut = errors.New("power cut")
+
 // step counts, until the power fails.
 func (v *vm) step() error {
 	if v.steps == v.allow {

@@ -68,9 +68,10 @@ type Result struct {
 // while the kernel works, and up to 30 seconds for another program that has the
 // disk locked. It writes nothing when there is no more than MinGain to win.
 //
-// Errors are *fault.Error: DiskUnsupported for a disk, table or file system this
-// package cannot grow, and DiskTableInvalid for a damaged table (nothing was
-// written in either case); DiskGrowFailed for everything that went wrong after.
+// Errors have a code (see fault.As): DiskUnsupported for a disk, table or file
+// system this package cannot grow and DiskTableInvalid for a damaged table,
+// before anything was written; DiskGrowFailed for all else. The Result tells the
+// sizes reached then too, as far as they are known.
 func Grow(ctx context.Context, h *host.Host, mountPoint string, options Options) (Result, error) {
 	return grow(ctx, h, linux{}, mountPoint, options)
 }

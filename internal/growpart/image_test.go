@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,14 +25,9 @@ type image struct {
 	*os.File
 	sector int
 
-	writes int                // done so far
-	allow  int                // writes until the power fails; -1 for no end
-	resize func(int64)        // what the kernel does about a resized partition
-	locked bool               // for tests of the order of things
-	before func(offset int64) // called ahead of every write
+	resize func(size int64) // what the kernel does about a resized partition
+	locked bool
 }
-
-var errPowerCut = errors.New("power cut")
 
 // openImage makes an image file of a size, with a table if script is not "".
 // The script's partitions are named by "disk1", "disk2".
@@ -51,7 +45,7 @@ func openImage(t testing.TB, size int64, script string) *image {
 	if script != "" {
 		tool(t, script, "sfdisk", "--quiet", "--no-tell-kernel", path)
 	}
-	return &image{File: file, sector: 512, allow: -1}
+	return &image{File: file, sector: 512}
 }
 
 func (d *image) SectorSize() int { return d.sector }
@@ -68,22 +62,12 @@ func (d *image) WriteAt(p []byte, offset int64) (int, error) {
 	if len(p)%d.sector != 0 || offset%int64(d.sector) != 0 {
 		return 0, fmt.Errorf("a write of %d bytes at %d is not one of whole sectors", len(p), offset)
 	}
-	if d.writes == d.allow {
-		return 0, errPowerCut
-	}
-	if d.before != nil {
-		d.before(offset)
-	}
-	d.writes++
 	return d.File.WriteAt(p, offset)
 }
 
 func (d *image) Lock(context.Context) error { d.locked = true; return nil }
 
 func (d *image) ResizePartition(_ int, _, size int64) error {
-	if d.writes == d.allow {
-		return errPowerCut
-	}
 	if d.resize != nil {
 		d.resize(size)
 	}
@@ -134,7 +118,7 @@ func (d *image) apply(t testing.TB, todo target) {
 	}
 }
 
-// sectorsInUse returns the contents of all non-zero blocks, by offset.
+// blocks returns the contents of all parts that are no holes, by offset.
 func (d *image) blocks(t testing.TB) map[int64][]byte {
 	t.Helper()
 	found := map[int64][]byte{}
