@@ -229,14 +229,12 @@ func (n *node) fetchUserdata(ctx context.Context, report host.Report) (agent.Res
 		return agent.Result{}, err
 	}
 	n.userdata, n.intent = fetched, intent
-	result := agent.Result{Note: fmt.Sprintf("%d bytes from %s: %s", len(fetched.Raw), fetched.Source, intent.Mode)}
+	result := agent.Result{Note: fmt.Sprintf("%s, from %s", intent.Mode, fetched.Source)}
 	for _, problem := range problems {
 		result.Warnings = append(result.Warnings, fault.New(problem.Code, "%s", problem.Message))
 	}
 	if intent.Handover == userdata.HandoverCloudInit {
 		result.Note += ", handed to cloud-init"
-		result.Warnings = append(result.Warnings, fault.New(fault.UserdataUnknown,
-			"cloud-init sets this node up, not nodeagent: %s", strings.Join(intent.HandoverReasons, "; ")))
 	}
 	return result, nil
 }

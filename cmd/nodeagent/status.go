@@ -263,14 +263,14 @@ func (s *screen) step(record agent.Record, now time.Time) {
 		agent.Skipped: {"skip", grey}, agent.Failed: {"FAIL", red}, agent.Interrupted: {"cut ", red},
 	}
 	word := words[record.Status]
-	note, took := record.Note, ""
+	note, until, took := record.Note, "", ""
 	switch record.Status {
 	case agent.Running:
 		if record.Started != nil {
 			took = duration(now.Sub(*record.Started))
 		}
 		if record.Until != nil {
-			note = strings.TrimSpace(note + " (until " + record.Until.UTC().Format("15:04:05") + ")")
+			until = " (until " + record.Until.UTC().Format("15:04:05") + ")"
 		}
 	case agent.Pending:
 		note = "needs " + strings.Join(record.Needs, ", ")
@@ -284,8 +284,8 @@ func (s *screen) step(record agent.Record, now time.Time) {
 	if record.Status == agent.Failed {
 		took = duration(time.Duration(record.Seconds * float64(time.Second)))
 	}
-	line := fmt.Sprintf("%-13s%7s  %s", record.Name, took, note)
-	fmt.Fprintf(s.out, "  %s  %s\n", s.paint(word[1], word[0]), cut(line, s.width-8))
+	line := cut(fmt.Sprintf("%-13s%7s  %s", record.Name, took, note), s.width-8-len(until)) + until
+	fmt.Fprintf(s.out, "  %s  %s\n", s.paint(word[1], word[0]), line)
 }
 
 func (s *screen) failure(record agent.Record) {

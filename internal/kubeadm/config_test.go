@@ -38,7 +38,7 @@ func TestRenderInit(t *testing.T) {
 		"--token", testToken, "--token-ttl=2h", "--certificate-key=" + testKey, "--node-name", "other", "--cri-socket=/run/x.sock",
 		"--apiserver-advertise-address=10.1.1.58", "--apiserver-bind-port=6444", "--apiserver-cert-extra-sans=a.example.com,10.1.1.58",
 		"--control-plane-endpoint=c.example.com:6444", "--kubernetes-version=1.34.4", "--cert-dir=/etc/pki", "--image-repository=example.com/k8s",
-		"--feature-gates=ControlPlaneKubeletLocalMode=true,X=false", "--pod-network-cidr=10.244.0.0/16", "--service-cidr=10.96.0.0/12",
+		"--feature-gates=ControlPlaneKubeletLocalMode=true,NodeLocalCRISocket=false", "--pod-network-cidr=10.244.0.0/16", "--service-cidr=10.96.0.0/12",
 		"--service-dns-domain=k.local", "--skip-phases=addon/kube-proxy,addon/coredns", "--patches=/etc/patches",
 		"--upload-certs", "--ignore-preflight-errors", "NumCPU,Mem", "--v=9", "--unheard-of=1", "-v", "3",
 	}}

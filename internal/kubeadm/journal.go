@@ -14,12 +14,14 @@ import (
 const journalFile = "/var/lib/nodeagent/kubeadm.json"
 
 // phase is how far this machine is on its way into a cluster. Only a machine of
-// phaseStarted may be reset: it never became a member (pain-point K1).
+// phaseStarted or phaseFailed may be reset: it never became a member (pain-point
+// K1).
 type phase string
 
 const (
 	phaseNone    phase = ""        // kubeadm was never run by nodeagent
-	phaseStarted phase = "started" // kubeadm was run and has not succeeded
+	phaseStarted phase = "started" // kubeadm runs, or was killed
+	phaseFailed  phase = "failed"  // kubeadm ended with an error
 	phaseMember  phase = "member"  // kubeadm succeeded
 )
 
@@ -44,7 +46,7 @@ func readJournal(h *host.Host) (journal, error) {
 		return journal{}, fmt.Errorf("cannot read %s: %w", journalFile, err)
 	}
 	switch j.Phase {
-	case phaseNone, phaseStarted, phaseMember:
+	case phaseNone, phaseStarted, phaseFailed, phaseMember:
 		return j, nil
 	}
 	return journal{}, fmt.Errorf("cannot read %s: unknown phase %q", journalFile, j.Phase)

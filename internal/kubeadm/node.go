@@ -20,9 +20,11 @@ const (
 	rootKubeconfig = "/root/.kube/config"
 	apiManifest    = "/etc/kubernetes/manifests/kube-apiserver.yaml"
 	etcdData       = "/var/lib/etcd/member"
-	// comeBackLimit is how long an API server of an earlier run gets to answer
-	// after a reboot before its state counts as broken.
+	// comeBackLimit is how long an API server gets to answer after a kill, which
+	// may have been a reboot, before it counts as broken; failedLimit is the same
+	// where kubeadm itself gave up.
 	comeBackLimit = 3 * time.Minute
+	failedLimit   = 15 * time.Second
 	maxInitLog    = 8 << 20
 )
 
@@ -75,66 +77,84 @@ func (i *initRun) run(ctx context.Context) (err error) {
 			err = fault.Wrap(fault.KubeadmInitFailed, removeErr, "cannot remove kubeadm's configuration")
 		}
 	}()
-	switch i.inspect(ctx) {
-	case clusterComplete:
-		return i.keep(journalOf(phaseMember, ""))
-	case clusterOpen:
-		if err := i.finish(ctx); err != nil {
-			return err
-		}
-		return i.keep(journalOf(phaseMember, ""))
-	case clusterBroken:
-		if journal.Phase != phaseStarted {
-			break // not nodeagent's: kubeadm's preflight will say what is in the way
-		}
-		if err := i.reset(ctx); err != nil {
-			return err
-		}
+	limit := comeBackLimit
+	if journal.Phase == phaseFailed {
+		limit = failedLimit
+	}
+	done, err := i.clear(ctx, journal.Phase, limit)
+	if err != nil {
+		return err
+	}
+	if done {
+		return i.keep(phaseMember, "")
 	}
 	return i.attempts(ctx, journal.FirstError)
 }
 
-func journalOf(p phase, first string) journal { return journal{Phase: p, FirstError: first} }
-
-func (i *initRun) keep(j journal) error {
-	if err := j.write(i.h); err != nil {
+// keep journals the phase.
+func (i *initRun) keep(p phase, firstError string) error {
+	if err := (journal{Phase: p, FirstError: firstError}).write(i.h); err != nil {
 		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot keep a record of kubeadm init")
 	}
 	return nil
 }
 
+// clear deals with what an earlier kubeadm init left: it completes a cluster that
+// can be joined already, which makes done true, and removes anything less.
+func (i *initRun) clear(ctx context.Context, p phase, limit time.Duration) (done bool, err error) {
+	switch i.inspect(ctx, limit) {
+	case clusterComplete:
+		return true, nil
+	case clusterOpen:
+		return true, i.finish(ctx)
+	case clusterBroken:
+		if p != phaseNone {
+			return false, i.reset(ctx)
+		}
+		// Not nodeagent's: kubeadm's preflight will say what is in the way.
+	}
+	return false, nil
+}
+
 // attempts runs kubeadm init, at most twice. earlier is the first error of
 // earlier runs.
 func (i *initRun) attempts(ctx context.Context, earlier string) error {
-	if err := i.keep(journalOf(phaseStarted, earlier)); err != nil {
-		return err
-	}
-	first := i.attempt(ctx)
-	if first == nil {
-		return i.keep(journalOf(phaseMember, ""))
-	}
-	if earlier == "" {
-		if err := i.keep(journalOf(phaseStarted, first.Message)); err != nil {
+	var first *fault.Error
+	for {
+		if err := i.keep(phaseStarted, earlier); err != nil {
 			return err
 		}
-	} else if earlier != first.Message {
-		first.Message += " (the first failure on this machine was: " + earlier + ")"
+		failed := i.attempt(ctx)
+		if failed == nil {
+			return i.keep(phaseMember, "")
+		}
+		if first != nil {
+			if failed.Message != first.Message {
+				first.Message += " (and the second time: " + failed.Message + ")"
+			}
+			return errors.Join(first, i.keep(phaseFailed, earlier))
+		}
+		first = failed
+		if earlier == "" {
+			earlier = first.Message
+		} else if earlier != first.Message {
+			first.Message += " (the first failure on this machine was: " + earlier + ")"
+		}
+		if err := i.keep(phaseFailed, earlier); err != nil {
+			return errors.Join(first, err)
+		}
+		if first.Code == fault.KubeadmPreflight || ctx.Err() != nil {
+			return first
+		}
+		i.report("%s; trying once more", first.Message)
+		done, err := i.clear(ctx, phaseFailed, failedLimit)
+		if err != nil {
+			return first // what clear met is a consequence; it is in InitLog
+		}
+		if done {
+			return i.keep(phaseMember, "")
+		}
 	}
-	if first.Code == fault.KubeadmPreflight || ctx.Err() != nil {
-		return first
-	}
-	i.report("kubeadm init failed, resetting for another try: %s", first.Message)
-	if err := i.reset(ctx); err != nil {
-		return first
-	}
-	second := i.attempt(ctx)
-	if second == nil {
-		return i.keep(journalOf(phaseMember, ""))
-	}
-	if second.Message != first.Message {
-		first.Message += " (and the second time: " + second.Message + ")"
-	}
-	return first
 }
 
 // attempt runs kubeadm init once.
@@ -255,7 +275,7 @@ const (
 var leftovers = []string{AdminConf, "/etc/kubernetes/kubelet.conf", "/etc/kubernetes/pki/ca.crt", apiManifest,
 	"/etc/kubernetes/manifests/etcd.yaml", "/var/lib/kubelet/kubeadm-flags.env", etcdData}
 
-func (i *initRun) inspect(ctx context.Context) clusterState {
+func (i *initRun) inspect(ctx context.Context, limit time.Duration) clusterState {
 	if !slices.ContainsFunc(leftovers, i.h.Exists) {
 		return clusterNone
 	}
@@ -267,9 +287,9 @@ func (i *initRun) inspect(ctx context.Context) clusterState {
 		return clusterBroken
 	}
 	defer api.Close()
-	ctx, cancel := context.WithTimeout(ctx, comeBackLimit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	i.report("waiting for the API server of an earlier kubeadm init")
+	i.report("asking the API server of an earlier kubeadm init what it has")
 	return api.state(ctx)
 }
 

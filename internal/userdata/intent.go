@@ -248,9 +248,10 @@ func (p *parser) kubeadm(setup, deploy *shellScript, calls []kubeadmCall) {
 	if p.intent.Mode == ModeJoin || p.intent.Mode == ModeJoinControlPlane {
 		p.hand("it joins a cluster (%s), which this nodeagent leaves to cloud-init", p.intent.Mode)
 	}
-	if cni := deploy.vars["EXTERNAL_CNI_PLUGIN"]; len(cni) > 0 && !slices.Equal(cni, []string{"false"}) {
-		p.intent.ExternalCNI = true
-		p.hand("the network plugin does not come from the ISO, which this nodeagent leaves to cloud-init")
+	cni, given := deploy.vars["EXTERNAL_CNI_PLUGIN"]
+	p.intent.ExternalCNI = slices.Equal(cni, []string{"true"})
+	if given && !p.intent.ExternalCNI && !slices.Equal(cni, []string{"false"}) {
+		p.hand("%s does not say plainly whether the network plugin comes from the ISO", deployScript)
 	}
 }
 

@@ -195,7 +195,7 @@ func TestParseHandsOver(t *testing.T) {
 		{"kubeadm under timeout", edit(t, control, "kubeadm init --token", "timeout 600 kubeadm init --token"), ModeInit, `the command "timeout"`},
 		{"online", edit(t, control, "ATTEMPT_ONLINE_INSTALL=false", "ATTEMPT_ONLINE_INSTALL=true"), ModeInit, "installs from the internet"},
 		{"external etcd", edit(t, control, "EXTERNAL_ETCD_NODES=false", "EXTERNAL_ETCD_NODES=true"), ModeInit, "external etcd"},
-		{"external CNI", edit(t, control, "EXTERNAL_CNI_PLUGIN=false", "EXTERNAL_CNI_PLUGIN=true"), ModeInit, "network plugin"},
+		{"perhaps an external CNI", edit(t, control, "EXTERNAL_CNI_PLUGIN=false", "EXTERNAL_CNI_PLUGIN={{ k8s.external.cni.plugin }}"), ModeInit, "network plugin"},
 		{"edited unit", edit(t, control, "      Restart=on-failure\n", "      Restart=on-failure\n      LimitNOFILE=1\n"), ModeInit, "LimitNOFILE"},
 		{"edited containerd configuration", edit(t, control, "SystemdCgroup = true/g'", "SystemdCgroup = true/g; s/a/b/'"), ModeInit, "runcmd entry 3 writes containerd's"},
 		{"own containerd configuration", edit(t, control, "write_files:\n", "write_files:\n  - path: /etc/containerd/config.toml\n    content: x\n"), ModeInit, "it writes /etc/containerd/config.toml"},
@@ -236,6 +236,14 @@ func TestParseHandsOver(t *testing.T) {
 	}
 }
 
+func TestParseExternalCNI(t *testing.T) {
+	t.Parallel()
+	intent, problems := Parse([]byte(edit(t, read(t, "control.yml"), "EXTERNAL_CNI_PLUGIN=false", "EXTERNAL_CNI_PLUGIN=true")))
+	if !intent.ExternalCNI || intent.Handover != HandoverNodeagent || len(problems) > 0 {
+		t.Errorf("got %+v, %v; want an external CNI in nodeagent's hands", intent, problems)
+	}
+}
+
 func TestParseRegistry(t *testing.T) {
 	t.Parallel()
 	document := strings.NewReplacer("{{registry.url.endpoint}}", "r.example.com", "{{registry.url}}", "https://r.example.com",
@@ -254,7 +262,10 @@ func TestParseCutOff(t *testing.T) {
 	t.Parallel()
 	control := read(t, "control.yml")
 	deploy := strings.Index(control, "  - path: /opt/bin/deploy-kube-system")
-	for cut := 0; cut < len(strings.TrimRight(control, "\n")); cut++ {
+	for cut := range len(control) - 1 {
+		if cut%13 != 0 && control[cut] != '\n' && control[cut-1] != '\n' {
+			continue
+		}
 		intent, problems := Parse([]byte(control[:cut]))
 		if intent.Handover == HandoverNodeagent {
 			t.Errorf("cut at byte %d (after %q): nodeagent would make the node", cut, control[max(0, cut-40):cut])

@@ -122,6 +122,7 @@ const cloudConf = "# Written by nodeagent, which fetches the userdata itself and
 	"network:\n  config: disabled\n" +
 	"growpart:\n  mode: \"off\"\n" +
 	"resize_rootfs: false\n" +
+	"locale: false\n" + // the template's stays; generating one takes long and may fail
 	"preserve_hostname: true\n" +
 	"manage_etc_hosts: false\n"
 

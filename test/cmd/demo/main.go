@@ -73,9 +73,7 @@ func demo(ctx context.Context, role string) (err error) {
 	if err != nil {
 		return err
 	}
-	_, code, err := lab.Follow(ctx, m, "", func(step lab.Step) {
-		fmt.Printf("%6.1fs  %-12s %-8s %s\n", time.Since(powerOn).Seconds(), step.Name, step.Status, step.Note)
-	})
+	_, code, err := lab.Follow(ctx, m, "", follower(powerOn))
 	if err != nil {
 		return err
 	}
@@ -110,4 +108,21 @@ func bootNode(ctx context.Context, l *lab.Lab, isoPath string) (*cloud.Machine, 
 		return nil, err
 	}
 	return m, m.InsertISO(ctx, isoPath)
+}
+
+// follower prints every change of a step, and what a running one reports at most
+// every ten seconds.
+func follower(powerOn time.Time) func(lab.Step) {
+	type shown struct {
+		status string
+		when   time.Time
+	}
+	last := map[string]shown{}
+	return func(step lab.Step) {
+		if before := last[step.Name]; before.status == step.Status && time.Since(before.when) < 10*time.Second {
+			return
+		}
+		last[step.Name] = shown{step.Status, time.Now()}
+		fmt.Printf("%6.1fs  %-12s %-8s %s\n", time.Since(powerOn).Seconds(), step.Name, step.Status, step.Note)
+	}
 }

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+)
+
+// call runs a command line.
+func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+// I1: the exit codes are an interface.
+func TestWrongUsageIs64(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{
+		{}, {"nonsense"}, {"status", "extra"}, {"status", "--nonsense"}, {"status", "-o", "xml"}, {"plan"},
+		{"plan", "--boot-args", "/dev/null", "-o", "xml"}, {"run", "extra"}, {"grow", "/", "extra"}, {"version", "extra"},
+	} {
+		if code, out, errs := call(t, args...); code != 64 || out != "" || errs == "" {
+			t.Errorf("nodeagent %v: exit code %d, stdout %q, stderr %q; want 64 and words on stderr only", args, code, out, errs)
+		}
+	}
+}
+
+func TestHelpHasExamples(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{"status", "plan", "grow"} {
+		if code, out, _ := call(t, command, "--help"); code != 0 || !strings.Contains(out, "Examples:") {
+			t.Errorf("nodeagent %s --help: exit code %d\n%s", command, code, out)
+		}
+	}
+	if code, out, _ := call(t, "version"); code != 0 || !strings.HasPrefix(out, "nodeagent ") {
+		t.Errorf("version: %d %q", code, out)
+	}
+}
+
+func TestAFileThatIsNotThereIsAFailure(t *testing.T) {
+	t.Parallel()
+	if code, _, errs := call(t, "plan", "--boot-args", "/does/not/exist"); code != 1 || !strings.Contains(errs, "/does/not/exist") {
+		t.Errorf("exit code %d, stderr %q", code, errs)
+	}
+}

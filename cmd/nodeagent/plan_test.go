@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"nodeagent/internal/agent"
+	"nodeagent/internal/host"
+	"nodeagent/internal/roles"
+)
+
+const nodeArgs = " template=domP name=prod1-control-1 type=cksnode eth0ip=10.1.1.57 eth0mask=255.255.255.0 gateway=10.1.1.1 internaldns1=10.0.0.10 dns1=1.1.1.1\n"
+
+func controlUserdata(t *testing.T) []byte {
+	t.Helper()
+	raw, err := os.ReadFile("../../internal/userdata/testdata/control.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func TestTheBootPlanIsAPlan(t *testing.T) {
+	t.Parallel()
+	steps := bootPlan(&node{host: &host.Host{}})
+	if err := agent.CheckPlan(steps); err != nil {
+		t.Fatal(err)
+	}
+	ready := slices.IndexFunc(steps, func(s agent.Step) bool { return s.Ready })
+	if ready < 0 || steps[ready].Name != "services" {
+		t.Errorf("READY=1 comes with step %d, want services", ready)
+	}
+	for _, step := range steps {
+		if step.Short == "" || step.Run == nil {
+			t.Errorf("step %s lacks its short text or Run", step.Name)
+		}
+	}
+}
+
+// I7: the order of steps is fixed, per role.
+func TestPlanListsTheStepsOfTheRole(t *testing.T) {
+	t.Parallel()
+	names := func(r *planReport) string {
+		var list []string
+		for _, step := range r.Steps {
+			list = append(list, step.Name)
+		}
+		return strings.Join(list, " ")
+	}
+	for _, role := range roles.Table() {
+		if role.Owner != roles.CloudStack {
+			continue
+		}
+		report := makePlan("type="+role.Name+" name=x-1", nil)
+		if got := names(report); got != "boot-args role disk services" || report.failed() {
+			t.Errorf("role %s: steps %q, problems %v", role.Name, got, report.Problems)
+		}
+	}
+	report := makePlan(nodeArgs, controlUserdata(t))
+	want := "boot-args role ssh disk hostname network swap kernel services userdata cloud-init preflight iso install containerd images release kubeadm add-ons ready success"
+	if got := names(report); got != want || report.failed() {
+		t.Errorf("control node: steps\n%s\nwant\n%s\nproblems %v", got, want, report.Problems)
+	}
+	k := report.Kubernetes
+	if k == nil || k.Mode != "init" || k.Handover != "nodeagent" || k.Endpoint == "" || k.Version == "" {
+		t.Errorf("kubernetes = %+v", k)
+	}
+	if report.Disk.MinimumBytes != 8<<30 || !slices.Contains(report.Services.Enable, "containerd.service") || !slices.Contains(report.Services.Disable, "docker.service") {
+		t.Errorf("disk %+v, services %+v", report.Disk, report.Services)
+	}
+}
+
+// C33: a plan can be pasted anywhere.
+func TestPlanShowsNoSecret(t *testing.T) {
+	t.Parallel()
+	raw := controlUserdata(t)
+	bootArgs := strings.TrimSpace(nodeArgs) + " vmpassword=geheim77 router_password=geheim88"
+	report := makePlan(bootArgs, raw)
+	encoded, err := json.Marshal(report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	report.show(&text)
+	if report.Kubernetes.Token.Empty() || report.Kubernetes.CertificateKey.Empty() {
+		t.Fatal("the userdata's token or certificate key was not read; the test would see nothing")
+	}
+	for _, secret := range []string{"geheim77", "geheim88", report.Kubernetes.Token.Reveal(), report.Kubernetes.CertificateKey.Reveal()} {
+		if strings.Contains(string(encoded), secret) || strings.Contains(text.String(), secret) {
+			t.Errorf("the plan shows the secret %s...", secret[:3])
+		}
+	}
+	if !strings.Contains(string(encoded), `"token":"[redacted]"`) {
+		t.Errorf("the plan does not say that there is a token: %s", encoded)
+	}
+}
+
+func TestPlanNamesAllProblemsAtOnce(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "cmdline")
+	if err := os.WriteFile(file, []byte("type=cksnode name=a_b eth0ip=10.1.1.300 eth0mask=255.0.255.0"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, _ := call(t, "plan", "--boot-args", file, "-o", "json")
+	var report struct {
+		Problems []struct{ Severity, Code, Message string }
+	}
+	if err := json.Unmarshal([]byte(out), &report); err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	if code != 1 || len(report.Problems) < 2 {
+		t.Errorf("exit code %d, problems %+v; want 1 and at least those of name and eth0ip", code, report.Problems)
+	}
+	code, out, _ = call(t, "plan", "--boot-args", file)
+	if code != 1 || !strings.Contains(out, "boot-args-invalid") {
+		t.Errorf("text plan: exit code %d\n%s", code, out)
+	}
+}

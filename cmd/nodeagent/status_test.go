@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"nodeagent/internal/agent"
+	"nodeagent/internal/fault"
+	"nodeagent/internal/host/hosttest"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+var noon = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
+
+func at(seconds float64) *time.Time {
+	when := noon.Add(time.Duration(seconds * float64(time.Second)))
+	return &when
+}
+
+// screens are reports of every phase.
+func screens() map[string]*statusReport {
+	steps := []agent.Record{
+		{Name: "boot-args", Status: agent.Done, Seconds: 1.2, Note: "from guest agent"},
+		{Name: "role", Status: agent.Done, Note: "cksnode", Needs: []string{"boot-args"}},
+		{Name: "disk", Status: agent.Done, Seconds: 0.4, Note: "grew 2.6 GiB -> 11.1 GiB", Needs: []string{"role"}},
+	}
+	base := func(phase agent.Phase, more ...agent.Record) *statusReport {
+		return &statusReport{Role: "cksnode", Node: "prod1-control-1", Phase: phase, Started: &noon, Steps: append(steps[:3:3], more...)}
+	}
+	running := base(agent.PhaseRunning,
+		agent.Record{Name: "images", Status: agent.Running, Started: at(20), Until: at(1800), Note: "images 7 of 12, 43 MB/s, 20 s left"},
+		agent.Record{Name: "kubeadm", Status: agent.Pending, Needs: []string{"images"}})
+	failed := base(agent.PhaseFailed,
+		agent.Record{Name: "preflight", Status: agent.Failed, Seconds: 0.1, Error: &agent.Failure{Code: fault.DiskTooSmall,
+			Message: "the root disk /dev/vda has 5.0 GiB (5368709120 bytes); a Kubernetes node needs 8.0 GiB (8589934592 bytes) at least",
+			Hint:    fault.DiskTooSmall.Remedy(), Log: []string{"a line of the tool that failed, which is a good deal longer than eighty characters are wide"}}},
+		agent.Record{Name: "iso", Status: agent.Pending, Needs: []string{"preflight"}})
+	failed.Ended = at(63)
+	done := base(agent.PhaseDone, agent.Record{Name: "kubeadm", Status: agent.Skipped, Note: "done on an earlier boot"})
+	done.Ended = at(187)
+	done.Gates = []gate{{Name: "ssh", OK: true, Detail: "port 22 greets with SSH-2.0-OpenSSH_9.2p1"},
+		{Name: "api", OK: true, Detail: "/version says v1.34.4"}}
+	degraded := base(agent.PhaseDegraded)
+	degraded.Ended = at(3800)
+	degraded.Warnings = []agent.Warning{{Step: "cloud-init", Code: fault.CloudInitFailed, Message: "a module of cloud-init failed: cloud-config.service is failed (exit-code)"}}
+	degraded.Gates = []gate{{Name: "api", Detail: "connection refused"}, {Name: "kubeconfig", Detail: "permission denied", Unknown: true}}
+	interrupted := base(agent.PhaseFailed, agent.Record{Name: "images", Status: agent.Interrupted,
+		Error: &agent.Failure{Code: fault.Interrupted, Message: "nodeagent ended while this step ran", Hint: fault.Interrupted.Remedy()}})
+	return map[string]*statusReport{"running": running, "failed": failed, "done": done, "degraded": degraded,
+		"interrupted": interrupted, "never": {Phase: agent.PhaseIdle}}
+}
+
+func TestScreens(t *testing.T) {
+	t.Parallel()
+	for name, report := range screens() {
+		var out bytes.Buffer
+		newScreen(&out).show(report, *at(63))
+		golden := filepath.Join("testdata", "status-"+name+".golden")
+		if *update {
+			if err := os.WriteFile(golden, out.Bytes(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(golden)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out.String() != string(want) {
+			t.Errorf("%s:\n%s\nwant\n%s", name, out.String(), want)
+		}
+		for line := range strings.Lines(out.String()) {
+			if len([]rune(strings.TrimRight(line, "\n"))) > 80 {
+				t.Errorf("%s: a line is over 80 columns: %q", name, line)
+			}
+		}
+	}
+}
+
+func TestColoursAreOnlyForTerminals(t *testing.T) {
+	t.Parallel()
+	var plain, coloured bytes.Buffer
+	newScreen(&plain).show(screens()["failed"], noon)
+	(&screen{out: &coloured, width: 80, colour: true}).show(screens()["failed"], noon)
+	if strings.Contains(plain.String(), "\x1b") || !strings.Contains(coloured.String(), "\x1b[31m") {
+		t.Error("colour on a pipe, or none on a terminal")
+	}
+}
+
+// I1, I2: exit codes are fixed; JSON lists are never null.
+func TestStatusOfAMachine(t *testing.T) {
+	t.Parallel()
+	m := hosttest.New(t)
+	read := func() *statusReport {
+		t.Helper()
+		report, err := readStatus(context.Background(), m.Host())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return report
+	}
+	if report := read(); report.exitCode() != 4 {
+		t.Errorf("never ran: exit code %d, want 4", report.exitCode())
+	}
+	encoded, err := json.Marshal(read())
+	if err != nil || strings.Contains(string(encoded), "null") {
+		t.Errorf("JSON has null: %s (%v)", encoded, err)
+	}
+	state := func(steps string) string {
+		return `{"schemaVersion":1,"bootID":"boot-1","role":"router","started":"2026-11-20T12:00:00Z","ended":"2026-11-20T12:00:09Z","warnings":[],"steps":[` + steps + `]}`
+	}
+	for steps, want := range map[string]int{
+		`{"name":"disk","status":"done"}`:                                                     0,
+		`{"name":"disk","status":"failed","error":{"code":"disk-blocked","message":"x"}}`:     1,
+		`{"name":"disk","status":"running"},{"name":"services","status":"pending"}`:           1,
+		`{"name":"disk","status":"done"},{"name":"services","status":"skipped","note":"..."}`: 0,
+	} {
+		m.Write(agent.StateFile, state(steps))
+		if got := read().exitCode(); got != want {
+			t.Errorf("steps %s: exit code %d, want %d", steps, got, want)
+		}
+	}
+	m.SetBootID("boot-2")
+	if report := read(); report.exitCode() != 4 || len(report.Warnings) != 1 {
+		t.Errorf("state of the boot before: exit code %d, warnings %v; want 4 and one that says so", report.exitCode(), report.Warnings)
+	}
+}
+
+// I3: --wait wakes when the agent ends, however it ends.
+func TestWaitForAgent(t *testing.T) {
+	t.Parallel()
+	m := hosttest.New(t)
+	lock, err := agent.Lock(m.Host())
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if err := waitForAgent(short, m.Host()); err == nil {
+		t.Error("waiting ended while the agent ran")
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- waitForAgent(context.Background(), m.Host()) }()
+	lock.Close()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("waiting did not end with the agent")
+	}
+}
+
+// C41: one notice at the login prompt and on the console, once, and gone when the
+// failure is.
+func TestAnnounce(t *testing.T) {
+	t.Parallel()
+	m := hosttest.New(t)
+	const issue = "Debian GNU/Linux 12 \\n \\l\n\n"
+	m.Write("/etc/issue", issue)
+	m.Write("/dev/console", "")
+	failed := &agent.State{Role: "cksnode", Steps: []agent.Record{{Name: "iso", Error: &agent.Failure{Code: fault.ISOMissing, Message: "no medium \\n in sr0\x1b[2J"}}}}
+	for range 2 {
+		if err := announce(m.Host(), failed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := m.Read("/etc/issue")
+	if !strings.HasPrefix(got, issue) || strings.Count(got, "iso-missing") != 1 || strings.Contains(got, "\x1b") || strings.Contains(got, "medium \\n") {
+		t.Errorf("/etc/issue:\n%q", got)
+	}
+	if console := m.Read("/dev/console"); strings.Count(console, "iso-missing") != 1 {
+		t.Errorf("console: %q", console)
+	}
+	if err := announce(m.Host(), &agent.State{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.Read("/etc/issue"); got != issue {
+		t.Errorf("/etc/issue after the failure is gone: %q", got)
+	}
+}
