@@ -325,24 +325,18 @@ func WaitReady(ctx context.Context, h *host.Host, nodeName string, report host.R
 }
 
 func (a *API) waitReady(ctx context.Context, name string, report host.Report) error {
-	last := "the API server has not answered yet"
-	tell := func(detail string) {
-		if detail != last {
-			last = detail
-			report("node %s is not Ready: %s", name, detail)
-		}
-	}
+	w := &nodeWatch{api: a, name: name, report: report, last: "the API server has not answered yet"}
 	for pause := firstBackoff; ; pause = min(pause*2, maxBackoff) {
 		began := time.Now()
-		err := a.watchNode(ctx, name, tell)
+		err := w.watch(ctx)
 		if err == nil {
 			return nil
 		}
 		if ctx.Err() != nil {
-			return fault.Wrap(fault.NodeNotReady, context.Cause(ctx), "node %s is not Ready: %s", name, last)
+			return fault.Wrap(fault.NodeNotReady, context.Cause(ctx), "node %s is not Ready: %s", name, w.last)
 		}
 		if !errors.Is(err, io.EOF) { // the server ends every watch some time
-			tell(err.Error())
+			w.tell(err.Error())
 		}
 		if time.Since(began) > maxBackoff {
 			pause = firstBackoff
@@ -351,17 +345,35 @@ func (a *API) waitReady(ctx context.Context, name string, report host.Report) er
 	}
 }
 
-// watchNode returns nil once the node is Ready, and an error when the watch ends
+// nodeWatch follows one node.
+type nodeWatch struct {
+	api        *API
+	name       string
+	report     host.Report
+	last       string // what was reported last
+	registered bool
+}
+
+func (w *nodeWatch) tell(detail string) {
+	if detail != w.last {
+		w.last = detail
+		w.report("node %s is not Ready: %s", w.name, detail)
+	}
+}
+
+// watch returns nil once the node is Ready, and an error when the watch ends
 // before.
-func (a *API) watchNode(ctx context.Context, name string, tell func(string)) error {
+func (w *nodeWatch) watch(ctx context.Context) error {
 	// Without a resourceVersion a watch begins with what there is.
-	query := url.Values{"watch": {"1"}, "fieldSelector": {"metadata.name=" + name}, "timeoutSeconds": {fmt.Sprint(watchSeconds)}}
-	body, err := a.get(ctx, a.admin, "/api/v1/nodes?"+query.Encode())
+	query := url.Values{"watch": {"1"}, "fieldSelector": {"metadata.name=" + w.name}, "timeoutSeconds": {fmt.Sprint(watchSeconds)}}
+	body, err := w.api.get(ctx, w.api.admin, "/api/v1/nodes?"+query.Encode())
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	tell("the node has not registered yet")
+	if !w.registered {
+		w.tell("the node has not registered yet")
+	}
 	for events := json.NewDecoder(&eventLimit{from: body, left: maxReply}); ; {
 		var event struct {
 			Type   string
@@ -376,13 +388,15 @@ func (a *API) watchNode(ctx context.Context, name string, tell func(string)) err
 			if err := json.Unmarshal(event.Object, &node); err != nil {
 				return fmt.Errorf("cannot read a node: %w", err)
 			}
+			w.registered = true
 			ready, detail := node.ready()
 			if ready {
 				return nil
 			}
-			tell(detail)
+			w.tell(detail)
 		case "DELETED":
-			tell("the node has been deleted")
+			w.registered = false
+			w.tell("the node has been deleted")
 		case "ERROR":
 			var status struct{ Message string }
 			_ = json.Unmarshal(event.Object, &status) // the message is for people

@@ -255,14 +255,14 @@ func TestConfigureContainerdAsksForTheLoadedFile(t *testing.T) {
 func TestParseSettings(t *testing.T) {
 	t.Parallel()
 	config := `{"containerd":{"snapshotter":"overlayfs","runtimes":{"runc":{"options":{"SystemdCgroup":true}}}},"sandboxImage":"registry.k8s.io/pause:3.10"}`
-	got, err := parseSettings("1.6.20", config)
+	got, err := parseSettings(config)
 	if err != nil || got.SandboxImage != "registry.k8s.io/pause:3.10" || got.SystemdCgroup == nil || !*got.SystemdCgroup {
 		t.Errorf("settings = %+v, %v", got, err)
 	}
-	if got, err := parseSettings("2.0.0", ""); err != nil || got.SystemdCgroup != nil || got.check(pause) != nil {
+	if got, err := parseSettings(""); err != nil || got.SystemdCgroup != nil || got.check(pause) != nil {
 		t.Errorf("settings of nothing = %+v, %v; want none and no complaint", got, err)
 	}
-	if _, err := parseSettings("1", "{"); err == nil {
+	if _, err := parseSettings("{"); err == nil {
 		t.Error("half a JSON text was read")
 	}
 }

@@ -25,7 +25,6 @@ var errNoCRI = errors.New("it has no runtime.v1.RuntimeService")
 
 // criSettings is what a container runtime says of its own configuration.
 type criSettings struct {
-	Version       string // of containerd
 	SandboxImage  string // "" when it does not say: containerd 2.x
 	SystemdCgroup *bool  // of runc; nil when it does not say
 }
@@ -58,7 +57,7 @@ func dialCRI(socket string) criStatus {
 		}
 		defer conn.Close()
 		client := cri.NewRuntimeServiceClient(conn)
-		version, err := client.Version(ctx, &cri.VersionRequest{})
+		_, err = client.Version(ctx, &cri.VersionRequest{})
 		if status.Code(err) == codes.Unimplemented {
 			return criSettings{}, fmt.Errorf("%w: %v", errNoCRI, err)
 		}
@@ -69,14 +68,14 @@ func dialCRI(socket string) criStatus {
 		if err != nil {
 			return criSettings{}, err
 		}
-		return parseSettings(version.GetRuntimeVersion(), reply.GetInfo()["config"])
+		return parseSettings(reply.GetInfo()["config"])
 	}
 }
 
 // parseSettings reads the configuration that containerd shows in the verbose
 // status (internal/cri/server/status.go there).
-func parseSettings(version, config string) (criSettings, error) {
-	settings := criSettings{Version: version}
+func parseSettings(config string) (criSettings, error) {
+	var settings criSettings
 	if config == "" {
 		return settings, nil
 	}

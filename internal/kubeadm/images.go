@@ -41,8 +41,8 @@ const (
 // the kubelet asks for: several archives at a time, the largest first. Images
 // that are there whole are passed over, so a repeated call does what is left.
 // Then it looks whether all images of want (see Images) are there. Errors are
-// fault.ImageImportFailed, which names every archive that failed, and
-// fault.ImageMissing, which names every image.
+// fault.ImageImportFailed, or fault.ISOInvalid for a damaged archive, which name
+// every archive that failed, and fault.ImageMissing, which names every image.
 func ImportImages(ctx context.Context, h *host.Host, bundle *Bundle, want []string, report host.Report) error {
 	return importImages(ctx, h, bundle, want, say(report), h.Path(CRISocket), defaults.DefaultSnapshotter)
 }

@@ -123,7 +123,9 @@ func Diff(role Role, units map[string]host.Unit) Plan {
 		if unit.Enabled() {
 			plan.Changes = append(plan.Changes, Change{name, "disable"})
 		}
-		if unit.Running() {
+		// The start of an enabled unit may be queued already, as part of the boot:
+		// stopping it takes that job out of the queue.
+		if unit.Running() || unit.Enabled() {
 			plan.Changes = append(plan.Changes, Change{name, "stop"})
 		}
 	}

@@ -24,7 +24,7 @@ swapoff -a; sed -i '/ swap /s/^/#/' /etc/fstab
 sysctl -w net.ipv4.ip_forward=1
 echo nameserver 10.1.1.1 > /etc/resolv.conf
 dhclient -1 eth0
-echo 'policy: enabled' > /etc/cloud/ds-identify.cfg
+rm -f /etc/cloud/cloud-init.disabled; echo 'policy: enabled' > /etc/cloud/ds-identify.cfg
 systemctl start --no-block containerd
 systemctl start --no-block cloud-init cloud-config cloud-final
 `
@@ -82,7 +82,7 @@ func TestTrial(t *testing.T) {
 	if len(cluster.Machines) > 0 {
 		short, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
-		r, err := cluster.Machines[0].Agent().Exec(short, "/bin/bash", "-c", "tail -40 /var/log/cloud-init-output.log; journalctl -u deploy-kube-system --no-pager | tail -20; /opt/bin/kubectl --kubeconfig /etc/kubernetes/admin.conf get nodes,pods -A; cat /home/cloud/success; mount | grep k8sdisk")
+		r, err := cluster.Machines[0].Agent().Exec(short, "/bin/bash", "-c", "tail -40 /var/log/cloud-init-output.log; journalctl -u deploy-kube-system --no-pager | tail -20; /opt/bin/kubectl --kubeconfig /etc/kubernetes/admin.conf get nodes,pods -A; systemctl status --no-pager cloud-init cloud-config cloud-final | head -60; cat /home/cloud/success; mount | grep k8sdisk")
 		t.Logf("%v %s%s", err, r.Stdout, r.Stderr)
 	}
 	for _, q := range c.Router.Queries() {

@@ -157,13 +157,19 @@ func TestVMRouter(t *testing.T) {
 	}
 	settled(t, ctx, m)
 	for _, unit := range []string{"docker.service", "docker.socket", "containerd.service", "cloud-init.service"} {
-		state := output(t, ctx, m, "/usr/bin/systemctl", "show", "-P", "ActiveState", "-P", "UnitFileState", unit)
-		if want := []string{"inactive", "disabled"}; !slices.Equal(strings.Fields(state), want) {
-			t.Errorf("%s is %q, want %q", unit, strings.Fields(state), want)
+		// systemd remembers whether a unit is enabled; is-enabled looks.
+		for _, question := range []string{"is-active", "is-enabled"} {
+			result, err := m.Agent().Exec(ctx, "/usr/bin/systemctl", question, unit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.TrimSpace(string(result.Stdout)); got != "inactive" && got != "disabled" {
+				t.Errorf("systemctl %s %s says %q", question, unit, got)
+			}
 		}
 	}
 	wantNeighbours(t, ctx, m, true)
-	if got := output(t, ctx, m, "/usr/bin/systemctl", "show", "-P", "MainPID", "-P", "ActiveState", "nodeagent.service"); !slices.Equal(strings.Fields(got), []string{"active", "0"}) && !slices.Equal(strings.Fields(got), []string{"0", "active"}) {
+	if got := output(t, ctx, m, "/usr/bin/systemctl", "show", "-p", "MainPID,ActiveState", "nodeagent.service"); got != "MainPID=0\nActiveState=active\n" {
 		t.Errorf("nodeagent.service: %q, want active without a process", got)
 	}
 
