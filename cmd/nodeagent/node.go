@@ -335,7 +335,7 @@ func (n *node) version() string {
 }
 
 func (n *node) configureContainerd(ctx context.Context, report host.Report) (agent.Result, error) {
-	images, err := kubeadm.Images(ctx, n.host, n.version(), "")
+	images, err := kubeadm.Images(ctx, n.host, n.version(), n.initPlan().ImageRepository())
 	if err != nil {
 		return agent.Result{}, fault.Wrap(fault.InstallFailed, err, "cannot ask kubeadm for its images")
 	}
@@ -369,8 +369,8 @@ func (n *node) releaseISO(context.Context, host.Report) (agent.Result, error) {
 	return agent.Result{}, nil
 }
 
-func (n *node) runKubeadm(ctx context.Context, report host.Report) (agent.Result, error) {
-	err := kubeadm.Init(ctx, n.host, kubeadm.InitPlan{
+func (n *node) initPlan() kubeadm.InitPlan {
+	return kubeadm.InitPlan{
 		NodeName:         strings.ToLower(n.args.Name()),
 		AdvertiseAddress: n.address().String(),
 		Version:          n.version(),
@@ -381,7 +381,11 @@ func (n *node) runKubeadm(ctx context.Context, report host.Report) (agent.Result
 		CertificateKey:   n.intent.CertificateKey,
 		UploadCerts:      n.intent.UploadCerts,
 		Flags:            n.intent.Flags,
-	}, report)
+	}
+}
+
+func (n *node) runKubeadm(ctx context.Context, report host.Report) (agent.Result, error) {
+	err := kubeadm.Init(ctx, n.host, n.initPlan(), report)
 	return agent.Result{Note: "control plane " + n.version()}, err
 }
 

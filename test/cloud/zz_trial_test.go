@@ -64,6 +64,11 @@ func TestTrial(t *testing.T) {
 			}
 			result, err := m.Agent().Exec(ctx, "/bin/bash", "-c", prepare)
 			c.logf("prepared %v %d\n%s%s", err, result.ExitCode, result.Stdout, result.Stderr)
+			for range 200 {
+				time.Sleep(25 * time.Second)
+				r, err := m.Agent().Exec(ctx, "/bin/bash", "-c", "cat /proc/uptime; systemctl list-jobs --no-pager; systemctl --no-pager --failed --plain --no-legend; systemctl status --no-pager -n3 cloud-init-local cloud-init cloud-config cloud-final 2>&1 | grep -E 'service -|Active|Condition|──|cloud-init'; tail -4 /var/log/cloud-init-output.log; journalctl -u deploy-kube-system --no-pager | tail -3")
+				c.logf("%v %s%s", err, r.Stdout, r.Stderr)
+			}
 			return
 		}
 	}()
