@@ -30,11 +30,11 @@ type Runner struct {
 	mu    sync.Mutex
 	state State
 	notes map[string]string
-	saved time.Time // when progress was last written
+	dirty bool // progress is about to be written
 }
 
 // progressEvery bounds how often progress is written.
-const progressEvery = 500 * time.Millisecond
+const progressEvery = 200 * time.Millisecond
 
 // NewRunner returns a runner for this boot. The instance recorded by an earlier
 // boot is carried over.
@@ -101,9 +101,18 @@ func (r *Runner) Run(ctx context.Context, steps []Step) error {
 	running := 0
 	var failures []error
 	for {
+		// The steps are in an order in which needs come first, so one pass sees all
+		// that follows from what has ended.
 		waiting = slices.DeleteFunc(waiting, func(step Step) bool {
-			if ctx.Err() != nil || !runnable(step, ended) {
+			if ctx.Err() != nil {
 				return false
+			}
+			switch verdict(step, ended) {
+			case stillWaits:
+				return false
+			case neverRuns:
+				ended[step.Name] = false
+				return true
 			}
 			if step.Applies != nil && !step.Applies() {
 				ended[step.Name] = true
@@ -118,7 +127,7 @@ func (r *Runner) Run(ctx context.Context, steps []Step) error {
 			}()
 			return true
 		})
-		if running == 0 && !slices.ContainsFunc(waiting, func(s Step) bool { return ctx.Err() == nil && runnable(s, ended) }) {
+		if running == 0 {
 			break
 		}
 		o := <-outcomes
@@ -136,16 +145,28 @@ func (r *Runner) Run(ctx context.Context, steps []Step) error {
 	return errors.Join(failures...)
 }
 
-// runnable says whether all needs of a step have ended, and well unless the step
-// runs always.
-func runnable(step Step, ended map[string]bool) bool {
+type readiness int
+
+const (
+	stillWaits readiness = iota
+	neverRuns            // a step it needs has failed, or never runs itself
+	mayRun
+)
+
+// verdict says what the steps that have ended mean for one that has not begun.
+func verdict(step Step, ended map[string]bool) readiness {
+	failed := false
 	for _, need := range step.Needs {
 		succeeded, over := ended[need]
-		if !over || (!succeeded && !step.Always) {
-			return false
+		if !over {
+			return stillWaits
 		}
+		failed = failed || !succeeded
 	}
-	return true
+	if failed && !step.Always {
+		return neverRuns
+	}
+	return mayRun
 }
 
 func (r *Runner) perform(ctx context.Context, step Step) (result Result, err error) {
@@ -216,13 +237,22 @@ func (r *Runner) progress(name, note string) {
 		return
 	}
 	r.notes[name] = note
-	if now := r.Now(); now.Sub(r.saved) >= progressEvery {
-		r.saved = now
-		if err := saveProgress(r.Host, r.notes); err != nil {
-			r.Log.Warn("cannot save progress", zap.Error(err))
-		}
+	if !r.dirty {
+		r.dirty = true
+		time.AfterFunc(progressEvery, r.flushProgress)
 	}
 	r.tellStatus()
+}
+
+// flushProgress writes what the running steps reported last, once for all that
+// came within progressEvery.
+func (r *Runner) flushProgress() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dirty = false
+	if err := saveProgress(r.Host, r.notes); err != nil {
+		r.Log.Warn("cannot save progress, continuing", zap.Error(err))
+	}
 }
 
 func (r *Runner) finish(ctx context.Context, o outcome) {

@@ -97,16 +97,17 @@ func TestAFailureStopsOnlyWhatNeedsIt(t *testing.T) {
 	fail := func(context.Context, host.Report) (agent.Result, error) {
 		return agent.Result{}, fault.New(fault.DiskTooSmall, "disk of 5 GiB").WithLog([]string{"line"})
 	}
-	ssh := step("ssh", ok, "disk")
+	// It runs always, also when what it needs never ran.
+	ssh := step("ssh", ok, "role")
 	ssh.Always = true
 	services := step("services", ok, "disk")
 	services.Ready = true
-	err := runner.Run(context.Background(), []agent.Step{step("disk", fail), ssh, services, step("network", ok)})
+	err := runner.Run(context.Background(), []agent.Step{step("disk", fail), step("role", ok, "disk"), ssh, services, step("network", ok)})
 	if err == nil || !strings.Contains(err.Error(), "disk of 5 GiB") {
 		t.Fatalf("error = %v", err)
 	}
 	phase, got := statuses(t, m)
-	want := map[string]agent.Status{"disk": agent.Failed, "ssh": agent.Done, "services": agent.Pending, "network": agent.Done}
+	want := map[string]agent.Status{"disk": agent.Failed, "role": agent.Pending, "ssh": agent.Done, "services": agent.Pending, "network": agent.Done}
 	for name := range want {
 		if got[name] != want[name] {
 			t.Errorf("step %s is %s, want %s", name, got[name], want[name])
@@ -194,6 +195,7 @@ func TestADeadAgentShowsInterrupted(t *testing.T) {
 	go func() {
 		ended <- runner.Run(context.Background(), []agent.Step{
 			step("images", func(_ context.Context, report host.Report) (agent.Result, error) {
+				report("image 6 of 12")
 				report("image 7 of 12")
 				close(running)
 				<-release
@@ -202,9 +204,15 @@ func TestADeadAgentShowsInterrupted(t *testing.T) {
 		})
 	}()
 	<-running
-	state, err := agent.Load(m.Host())
-	if err != nil {
-		t.Fatal(err)
+	var state *agent.State
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if state, err = agent.Load(m.Host()); err != nil {
+			t.Fatal(err)
+		}
+		// Progress is written a moment after it was reported.
+		if state.Steps[0].Note != "" || time.Now().After(deadline) {
+			break
+		}
 	}
 	if state.Phase() != agent.PhaseRunning || state.Steps[0].Status != agent.Running || state.Steps[0].Note != "image 7 of 12" {
 		t.Errorf("while it runs: phase %s, step %+v", state.Phase(), state.Steps[0])

@@ -106,6 +106,7 @@ type waiter struct {
 	job     host.Job // the start of the guest agent; Result is nil when there is none to wait for
 	agent   bool     // the guest agent exists
 	agentUp time.Time
+	heard   string // what systemd says of the guest agent, for reports
 	record  *record
 	note    string
 }
@@ -119,7 +120,7 @@ func (w *waiter) startAgent(ctx context.Context) {
 		w.job, err = w.host.Units.Start(ctx, guestAgent)
 	}
 	if err != nil {
-		w.report("boot args: cannot start the guest agent: %v", err)
+		w.report("cannot start the guest agent: %v", err)
 	}
 	if w.job.Result == nil {
 		w.agentUp = time.Now()
@@ -197,7 +198,7 @@ func (w *waiter) await(ctx context.Context, watch *host.FileWatch) (BootArgs, So
 			until = w.began.Add(w.options.Wait)
 		}
 		closed = false
-		w.report("boot args: waiting for the host's write through the guest agent")
+		w.report("waiting for the host to write them through the guest agent%s", w.heard)
 
 		timer := time.NewTimer(time.Until(until))
 		select {
@@ -205,7 +206,7 @@ func (w *waiter) await(ctx context.Context, watch *host.FileWatch) (BootArgs, So
 			closed = true
 		case <-w.job.Result:
 			w.job.Result, w.agentUp = nil, time.Now()
-			w.report("boot args: %s", w.agentState(ctx))
+			w.heard = " (" + w.agentState(ctx) + ")"
 		case <-timer.C:
 			switch verdict {
 			case fresh:
