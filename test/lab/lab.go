@@ -197,8 +197,9 @@ func Text(ctx context.Context, m *cloud.Machine, path string, args ...string) (s
 }
 
 // Follow asks for the status until nodeagent of another boot than before has
-// ended, and calls each with every step that changed. What the machine says is
-// asked again every second: the emulated cloud is outside the machine.
+// ended, and calls each with every step that changed. The emulated cloud is
+// outside the machine, so it asks; often enough to see something, and seldom
+// enough not to slow an emulated CPU down.
 func Follow(ctx context.Context, m *cloud.Machine, before string, each func(Step)) (*Status, int, error) {
 	seen := map[string]string{}
 	var last error
@@ -220,7 +221,7 @@ func Follow(ctx context.Context, m *cloud.Machine, before string, each func(Step
 			}
 		}
 		select {
-		case <-time.After(time.Second):
+		case <-time.After(3 * time.Second):
 		case <-ctx.Done():
 			return nil, 0, errors.Join(fmt.Errorf("cannot follow nodeagent in %s: %w", m.Spec.Name, context.Cause(ctx)), last)
 		}

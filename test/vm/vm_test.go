@@ -216,12 +216,16 @@ func TestVMMissingBootArgs(t *testing.T) {
 	wantFailure(t, ctx, l, m, 3922, "boot-args-missing")
 }
 
+// The boot args come by fw_cfg here: no wait for the guest agent.
 func TestVMWrongType(t *testing.T) {
 	ctx, l := newLab(t)
 	spec := l.Spec("wrong", 6*gib)
-	spec.BootArgs = " template=domP name=wrong type=coffeemachine eth0ip=10.1.1.11 eth0mask=255.255.255.0 gateway=10.1.1.1"
+	spec.FirmwareBootArgs = " template=domP name=wrong type=coffeemachine eth0ip=10.1.1.11 eth0mask=255.255.255.0 gateway=10.1.1.1"
 	m := boot(t, ctx, l, spec)
-	wantFailure(t, ctx, l, m, 3922, "role-unknown")
+	status := wantFailure(t, ctx, l, m, 3922, "role-unknown")
+	if step, _ := status.Step("boot-args"); !strings.Contains(step.Note, "fw_cfg") {
+		t.Errorf("boot args note %q, want fw_cfg", step.Note)
+	}
 }
 
 // wantFailure waits for the failure and checks status, console, /etc/issue and
