@@ -245,12 +245,11 @@ func wantFailure(t *testing.T, ctx context.Context, l *lab.Lab, m *cloud.Machine
 	if text, err := m.Agent().Exec(ctx, "/usr/bin/nodeagent", "status"); err != nil || !strings.Contains(string(text.Stdout), "What to do") {
 		t.Errorf("status does not say what to do (%v):\n%s", err, text.Stdout)
 	}
-	for _, line := range strings.Split(output(t, ctx, m, "/usr/bin/ss", "-Hltn"), "\n") {
-		if fields := strings.Fields(line); len(fields) > 3 && strings.HasSuffix(fields[3], fmt.Sprintf(":%d", sshPort)) {
-			return status
-		}
+	// Its start was queued before the failure; it is ordered after the network.
+	settled(t, ctx, m)
+	if sockets := output(t, ctx, m, "/usr/bin/ss", "-Hltn", "sport", "=", fmt.Sprintf(":%d", sshPort)); !strings.Contains(sockets, "LISTEN") {
+		t.Errorf("ssh does not listen on %d: %q", sshPort, sockets)
 	}
-	t.Errorf("ssh does not listen on %d", sshPort)
 	return status
 }
 
