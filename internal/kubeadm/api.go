@@ -27,6 +27,7 @@ import (
 // Its methods return when ctx ends at the latest.
 type API struct {
 	server    string // https://10.1.1.57:6443
+	bootID    string // of this machine; what its kubelet said on an earlier boot is old news
 	admin     *http.Client
 	anonymous *http.Client
 }
@@ -49,6 +50,9 @@ func OpenAPI(h *host.Host) (*API, error) {
 	api, err := parseKubeconfig(text)
 	if err != nil {
 		return nil, fmt.Errorf("cannot use the API: %s: %w", AdminConf, err)
+	}
+	if api.bootID, err = h.BootID(); err != nil {
+		return nil, fmt.Errorf("cannot use the API: %w", err)
 	}
 	return api, nil
 }
@@ -168,6 +172,9 @@ func (a *API) get(ctx context.Context, client *http.Client, path string) (io.Rea
 	}
 	request.Header.Set("Accept", "application/json")
 	reply, err := client.Do(request)
+	if failed := (*url.Error)(nil); errors.As(err, &failed) {
+		return nil, failed.Err // without the address, which every caller knows
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -207,13 +214,19 @@ type nodeObject struct {
 	Metadata struct{ Name string }
 	Status   struct {
 		Conditions []struct{ Type, Status, Reason, Message string }
+		NodeInfo   struct{ BootID string }
 	}
 }
 
-func (n nodeObject) ready() (ready bool, detail string) {
+// ready says whether the node's kubelet has said on this boot that the node is
+// Ready: after a reboot the API still has what it said before.
+func (n nodeObject) ready(bootID string) (ready bool, detail string) {
 	for _, condition := range n.Status.Conditions {
 		if condition.Type != "Ready" {
 			continue
+		}
+		if condition.Status == "True" && n.Status.NodeInfo.BootID != bootID {
+			return false, "the kubelet has not reported since this machine booted"
 		}
 		if condition.Status == "True" {
 			return true, condition.Reason
@@ -226,7 +239,7 @@ func (n nodeObject) ready() (ready bool, detail string) {
 	return false, "the kubelet has not reported yet"
 }
 
-// NodeReady says whether the node is Ready; detail is the reason in the kubelet's
+// NodeReady says whether the node is Ready on this boot; detail is the reason in the kubelet's
 // words.
 func (a *API) NodeReady(ctx context.Context, name string) (ready bool, detail string, err error) {
 	var node nodeObject
@@ -237,7 +250,7 @@ func (a *API) NodeReady(ctx context.Context, name string) (ready bool, detail st
 	if err != nil {
 		return false, "", fmt.Errorf("cannot read node %s: %w", name, err)
 	}
-	ready, detail = node.ready()
+	ready, detail = node.ready(a.bootID)
 	return ready, detail, nil
 }
 
@@ -389,7 +402,7 @@ func (w *nodeWatch) watch(ctx context.Context) error {
 				return fmt.Errorf("cannot read a node: %w", err)
 			}
 			w.registered = true
-			ready, detail := node.ready()
+			ready, detail := node.ready(w.api.bootID)
 			if ready {
 				return nil
 			}

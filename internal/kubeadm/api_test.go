@@ -101,6 +101,7 @@ func (s *testAPI) open(t testing.TB) *API {
 		t.Fatal(err)
 	}
 	t.Cleanup(api.Close)
+	api.bootID = "boot-1"
 	return api
 }
 
@@ -109,7 +110,7 @@ func says(text string) http.HandlerFunc {
 }
 
 func condition(status, reason, message string) string {
-	return fmt.Sprintf(`{"metadata":{"name":"n1"},"status":{"conditions":[{"type":"MemoryPressure","status":"False"},{"type":"Ready","status":%q,"reason":%q,"message":%q}]}}`,
+	return fmt.Sprintf(`{"metadata":{"name":"n1"},"status":{"conditions":[{"type":"MemoryPressure","status":"False"},{"type":"Ready","status":%q,"reason":%q,"message":%q}],"nodeInfo":{"bootID":"boot-1"}}}`,
 		status, reason, message)
 }
 
@@ -187,6 +188,7 @@ func TestProbes(t *testing.T) {
 		"/api/v1/nodes/n1":            says(condition("True", "KubeletReady", "")),
 		"/api/v1/nodes/n2":            says(condition("False", "KubeletNotReady", noCNI)),
 		"/api/v1/nodes/n3":            says(`{"status":{}}`),
+		"/api/v1/nodes/n5":            says(strings.ReplaceAll(condition("True", "KubeletReady", ""), "boot-1", "boot-0")),
 		"/api/v1/namespaces/web/pods": says(`{"items":[{"metadata":{"name":"kubernetes-dashboard-1"},"status":{"phase":"Pending"}},{"metadata":{"name":"kubernetes-dashboard-2"},"status":{"phase":"Running"}},{"metadata":{"name":"scraper"},"status":{"phase":"Failed"}}]}`),
 		"/api/v1/namespaces/off/pods": says(`{"items":[{"metadata":{"name":"kubernetes-dashboard-1"},"status":{"phase":"Pending"}}]}`),
 		"/api/v1/namespaces/bad/pods": says(`{"items":`),
@@ -196,7 +198,8 @@ func TestProbes(t *testing.T) {
 		t.Errorf("Version = %q, %v; want v1.34.4", got, err)
 	}
 	for name, want := range map[string]string{"n1": "true KubeletReady", "N1": "true KubeletReady", "n2": "false " + noCNI,
-		"n3": "false the kubelet has not reported yet", "n4": "false the node has not registered yet"} {
+		"n3": "false the kubelet has not reported yet", "n4": "false the node has not registered yet",
+		"n5": "false the kubelet has not reported since this machine booted"} {
 		ready, detail, err := api.NodeReady(t.Context(), name)
 		if got := fmt.Sprint(ready, " ", detail); err != nil || got != want {
 			t.Errorf("NodeReady(%s) = %s, %v; want %s", name, got, err, want)

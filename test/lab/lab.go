@@ -160,6 +160,16 @@ func (s *Status) Step(name string) (Step, bool) {
 	return Step{}, false
 }
 
+// ClosedGates returns the gates that do not pass, each with its detail.
+func (s *Status) ClosedGates() (closed []string) {
+	for _, gate := range s.Gates {
+		if !gate.OK {
+			closed = append(closed, gate.Name+": "+gate.Detail)
+		}
+	}
+	return closed
+}
+
 // Failures returns the codes of the failed steps.
 func (s *Status) Failures() (codes []string) {
 	for _, step := range s.Steps {
