@@ -229,7 +229,7 @@ func (p *parser) kubeadm(setup, deploy *shellScript, calls []kubeadmCall) {
 		}
 	}
 	external := deploy.vars["EXTERNAL_ETCD_NODES"]
-	call := calls[0]
+	var call kubeadmCall
 	switch {
 	case len(configured) > 0 && (len(plain) == 0 || !slices.Equal(external, []string{"false"})):
 		call = configured[0]
