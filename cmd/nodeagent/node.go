@@ -44,16 +44,17 @@ type node struct {
 	host   *host.Host
 	update func(func(*agent.State)) // changes the state file
 
-	instance    *agent.Instance // made by an earlier boot, or nil
-	provisioned bool            // CloudStack's success marker is there
+	instance    *agent.Instance  // made by an earlier boot, or nil
+	installed   *agent.Installed // from a binaries ISO, by this boot or an earlier one, or nil
+	provisioned bool             // CloudStack's success marker is there
 
 	args     userdata.BootArgs
 	role     roles.Role // its Name is empty until it is known
 	disk     growpart.Result
 	userdata userdata.Userdata
 	intent   userdata.Intent
-	bundle   *kubeadm.Bundle
-	images   []string // the images kubeadm asks for
+	bundle   *kubeadm.Bundle // nil when the ISO is no longer needed
+	images   []string        // the images kubeadm asks for
 }
 
 // stepRun is what a step runs.
@@ -68,6 +69,23 @@ func (n *node) once(run stepRun) stepRun {
 		}
 		return run(ctx, report)
 	}
+}
+
+// fromISO makes a step that takes something from the binaries ISO: skipped when
+// all of it is on the disk already, for then the ISO may be gone (C17).
+func (n *node) fromISO(run stepRun) stepRun {
+	return n.once(func(ctx context.Context, report host.Report) (agent.Result, error) {
+		if n.hasISO() {
+			return agent.Result{Skipped: true, Note: "installed before: " + n.installed.Version}, nil
+		}
+		return run(ctx, report)
+	})
+}
+
+// hasISO says whether all that this machine needs of an ISO is on its disk.
+func (n *node) hasISO() bool {
+	return n.installed != nil && n.installed.InstanceID == n.userdata.Meta["instance-id"] &&
+		(n.intent.Version == "" || "v"+strings.TrimPrefix(n.intent.Version, "v") == n.installed.Version)
 }
 
 func (n *node) ownsNode() bool { return n.role.Owner == roles.NodeAgent }
@@ -328,10 +346,13 @@ func (n *node) install(ctx context.Context, _ host.Report) (agent.Result, error)
 }
 
 func (n *node) version() string {
-	if n.intent.Version != "" {
+	switch {
+	case n.intent.Version != "":
 		return n.intent.Version
+	case n.bundle != nil:
+		return n.bundle.Version
 	}
-	return n.bundle.Version
+	return n.installed.Version
 }
 
 func (n *node) configureContainerd(ctx context.Context, report host.Report) (agent.Result, error) {
@@ -359,14 +380,17 @@ func (n *node) importImages(ctx context.Context, report host.Report) (agent.Resu
 	return agent.Result{Note: fmt.Sprintf("%d files, %d MB", len(n.bundle.Images), bytes/1e6)}, nil
 }
 
+// releaseISO lets go of the ISO and records that it is not needed any more.
 func (n *node) releaseISO(context.Context, host.Report) (agent.Result, error) {
 	if err := n.bundle.Release(n.host, n.intent.EjectISO); err != nil {
 		return agent.Result{}, err
 	}
+	installed := &agent.Installed{InstanceID: n.userdata.Meta["instance-id"], Version: n.bundle.Version}
+	n.update(func(s *agent.State) { s.Installed = installed })
 	if n.intent.EjectISO {
 		return agent.Result{Note: "ejected"}, nil
 	}
-	return agent.Result{}, nil
+	return agent.Result{Note: "not needed any more"}, nil
 }
 
 func (n *node) initPlan() kubeadm.InitPlan {

@@ -35,7 +35,8 @@ starts this at every boot (nodeagent.service); see "nodeagent status" for what i
 			if err != nil {
 				return err
 			}
-			n := &node{host: h, update: runner.Update, instance: runner.Instance()}
+			earlier := runner.State()
+			n := &node{host: h, update: runner.Update, instance: earlier.Instance, installed: earlier.Installed}
 			failed := runner.Run(cmd.Context(), bootPlan(n))
 			if err := announce(h, runner.State()); err != nil {
 				log.Warn(fmt.Sprintf("cannot show the result at the login prompt, continuing: %v", err))

@@ -48,7 +48,7 @@ func NewRunner(h *host.Host, log *zap.Logger, version string, notify func(string
 	earlier, err := Load(h)
 	switch {
 	case err == nil:
-		r.state.Instance = earlier.Instance
+		r.state.Instance, r.state.Installed = earlier.Instance, earlier.Installed
 	case fault.As(err).Code == fault.StateUnreadable:
 		r.warn("", err)
 	}
@@ -71,13 +71,6 @@ func (r *Runner) State() *State {
 	state.Steps = slices.Clone(r.state.Steps)
 	state.Warnings = slices.Clone(r.state.Warnings)
 	return &state
-}
-
-// Instance returns what an earlier boot, or this one, has made of the machine.
-func (r *Runner) Instance() *Instance {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.state.Instance
 }
 
 type outcome struct {

@@ -259,11 +259,14 @@ func TestTheInstanceOutlivesTheBoot(t *testing.T) {
 	t.Parallel()
 	m := hosttest.New(t)
 	runner, _ := newRunner(t, m)
-	runner.Update(func(s *agent.State) { s.Instance = &agent.Instance{ID: "i-1", Mode: "init"} })
+	runner.Update(func(s *agent.State) {
+		s.Instance = &agent.Instance{ID: "i-1", Mode: "init"}
+		s.Installed = &agent.Installed{InstanceID: "i-1", Version: "v1.34.4"}
+	})
 	m.SetBootID("boot-2")
 	runner, _ = newRunner(t, m)
-	if got := runner.Instance(); got == nil || got.ID != "i-1" {
-		t.Errorf("instance = %+v, want i-1", got)
+	if got := runner.State(); got.Instance == nil || got.Instance.ID != "i-1" || got.Installed == nil || got.BootID != "boot-2" {
+		t.Errorf("state of the next boot = %+v, want the instance and what is installed", got)
 	}
 }
 

@@ -69,7 +69,16 @@ type State struct {
 	Warnings      []Warning  `json:"warnings"`
 	// Instance is set once a node's one-time work is done; it outlives the boot.
 	Instance *Instance `json:"instance,omitempty"`
-	Usage    *Usage    `json:"usage,omitempty"`
+	// Installed is set once all of the binaries ISO is on the disk; from then on the
+	// ISO may be gone.
+	Installed *Installed `json:"installed,omitempty"`
+	Usage     *Usage     `json:"usage,omitempty"`
+}
+
+// Installed is what was taken from a binaries ISO.
+type Installed struct {
+	InstanceID string `json:"instanceID"` // CloudStack's, of the machine it was taken for
+	Version    string `json:"version"`    // of Kubernetes: v1.34.4
 }
 
 // Usage is what the agent itself took of the machine, once it has ended.
