@@ -9,8 +9,8 @@ STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 SUDO        = $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env=HOME,CI,PATH,GOPROXY,GOFLAGS,GOTOOLCHAIN)
 
 # What the emulated cloud runs and builds with, all of it from Debian.
-PACKAGES = qemu-system-x86 qemu-utils mmdebstrap xorriso dnsmasq-base fdisk gdisk e2fsprogs \
-	grub-pc-bin grub-common iproute2 mount udev openssh-client iptables nftables conntrack ipset
+PACKAGES = qemu-system-x86 qemu-utils mmdebstrap xorriso dnsmasq-base fdisk e2fsprogs \
+	grub-pc-bin grub-common iproute2
 
 .DEFAULT_GOAL := help
 .PHONY: help build deb packages lint unit test e2e demo clean
