@@ -9,7 +9,7 @@ STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 SUDO        = $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env=HOME,CI,PATH,GOPROXY,GOFLAGS,GOTOOLCHAIN)
 
 # What the emulated cloud runs and builds with, all of it from Debian.
-PACKAGES = qemu-system-x86 qemu-utils mmdebstrap xorriso dnsmasq-base fdisk e2fsprogs \
+PACKAGES = qemu-system-x86 qemu-utils mmdebstrap xorriso dnsmasq-base fdisk gdisk e2fsprogs \
 	grub-pc-bin grub-common iproute2
 
 .DEFAULT_GOAL := help
