@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,6 +56,8 @@ func announce(h *host.Host, state *agent.State) error {
 		return fmt.Errorf("cannot write to the console: %w", err)
 	}
 	defer console.Close()
+	// A file that is no terminal takes no deadline, and does not block either.
+	_ = console.SetWriteDeadline(time.Now().Add(time.Second))
 	_, err = fmt.Fprintf(console, "\r\nnodeagent: %s\r\n", strings.Join(lines, "\r\n  "))
 	return err
 }

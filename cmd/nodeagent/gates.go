@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"nodeagent/internal/agent"
 	"nodeagent/internal/host"
 	"nodeagent/internal/kubeadm"
 )
@@ -33,7 +35,7 @@ type gate struct {
 const gatesTimeout = 10 * time.Second
 
 // checkGates asks what the server will ask, side by side.
-func checkGates(ctx context.Context, h *host.Host, nodeName string) []gate {
+func checkGates(ctx context.Context, h *host.Host, nodeName string, instance *agent.Instance) []gate {
 	ctx, cancel := context.WithTimeout(ctx, gatesTimeout)
 	defer cancel()
 	type check struct {
@@ -63,6 +65,12 @@ func checkGates(ctx context.Context, h *host.Host, nodeName string) []gate {
 			}
 			return successFile, err
 		}},
+	}
+	if instance != nil {
+		// The server asks only control nodes for the cluster, and an etcd node has
+		// no marker.
+		asked := map[string][]string{"join": {"ssh", "success"}, "etcd": {"ssh"}, "none": {"ssh"}}[instance.Mode]
+		checks = slices.DeleteFunc(checks, func(c check) bool { return asked != nil && !slices.Contains(asked, c.name) })
 	}
 	gates := make([]gate, len(checks))
 	var all sync.WaitGroup

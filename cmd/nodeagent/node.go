@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,9 +37,6 @@ const (
 // kubernetesRole is the role that nodeagent sets up wholly.
 const kubernetesRole = "cksnode"
 
-// handedOver is the mode of an instance that cloud-init makes without nodeagent.
-const handedOver = "handover"
-
 // node is one boot of one machine: what the steps find out, each fact written by
 // one step and read by those that need it, and what they do with it.
 type node struct {
@@ -46,6 +45,7 @@ type node struct {
 
 	instance    *agent.Instance  // made by an earlier boot, or nil
 	installed   *agent.Installed // from a binaries ISO, by this boot or an earlier one, or nil
+	cloudInit   string           // the instance whose users and files an earlier boot has made
 	provisioned bool             // CloudStack's success marker is there
 
 	args     userdata.BootArgs
@@ -84,7 +84,7 @@ func (n *node) fromISO(run stepRun) stepRun {
 
 // hasISO says whether all that this machine needs of an ISO is on its disk.
 func (n *node) hasISO() bool {
-	return n.installed != nil && n.installed.InstanceID == n.userdata.Meta["instance-id"] &&
+	return n.installed != nil && n.installed.InstanceID == n.instanceID() &&
 		(n.intent.Version == "" || "v"+strings.TrimPrefix(n.intent.Version, "v") == n.installed.Version)
 }
 
@@ -99,7 +99,7 @@ func (n *node) makesKubernetes() bool {
 		return false
 	}
 	if n.provisioned {
-		return n.instance != nil && n.instance.Mode == string(userdata.ModeInit)
+		return n.instance != nil && n.instance.By == userdata.HandoverNodeagent
 	}
 	return n.intent.Handover == userdata.HandoverNodeagent
 }
@@ -125,7 +125,19 @@ func (n *node) findRole(context.Context, host.Report) (agent.Result, error) {
 	if err != nil {
 		return agent.Result{}, err
 	}
-	var result agent.Result
+	n.role = role
+	n.provisioned = n.ownsNode() && n.host.Exists(successFile)
+	n.update(func(s *agent.State) { s.Role, s.Owner, s.Node = role.Name, string(role.Owner), n.args.Name() })
+	// A gate that was opened on this boot by an agent that was killed stays open.
+	if n.ownsNode() {
+		_, err = n.host.WriteFile(ownsNodeFile, nil, 0o644)
+	} else if role.UsesCloudInit() {
+		_, err = n.host.WriteFile(cloudInitFile, nil, 0o644)
+	}
+	if err != nil {
+		return agent.Result{}, fault.Wrap(fault.HostSettingsFailed, err, "cannot tell the template's units who owns this node")
+	}
+	result := agent.Result{Note: role.Name}
 	problems := n.args.Problems()
 	// CloudStack's own scripts read the boot args of their roles in their own
 	// way: what nodeagent finds wrong there stops nothing.
@@ -137,19 +149,6 @@ func (n *node) findRole(context.Context, host.Report) (agent.Result, error) {
 	for _, problem := range problems {
 		result.Warnings = append(result.Warnings, fault.New(problem.Code, "%s", problem.Message))
 	}
-	n.role = role
-	n.provisioned = n.ownsNode() && n.host.Exists(successFile)
-	n.update(func(s *agent.State) { s.Role, s.Owner, s.Node = role.Name, string(role.Owner), n.args.Name() })
-	// A gate that was opened on this boot by an agent that was killed stays open.
-	if n.ownsNode() {
-		_, err = n.host.WriteFile(ownsNodeFile, nil, 0o644)
-	} else if role.UsesCloudInit() {
-		_, err = n.host.WriteFile(cloudInitFile, nil, 0o644)
-	}
-	if err != nil {
-		return result, fault.Wrap(fault.HostSettingsFailed, err, "cannot tell the template's units who owns this node")
-	}
-	result.Note = role.Name
 	if n.provisioned {
 		result.Note += ", set up on an earlier boot"
 	}
@@ -178,15 +177,22 @@ func (n *node) growRoot(ctx context.Context, _ host.Report) (agent.Result, error
 	return result, nil
 }
 
-// address is the node's own address, that of the first NIC with one.
-func (n *node) address() netip.Addr {
+// nic is the node's own NIC: the one with the gateway, else the first with an
+// address. Its address is the node's.
+func (n *node) nic() userdata.Interface {
+	var first userdata.Interface
 	for _, nic := range n.args.Interfaces() {
-		if nic.Address.IsValid() {
-			return nic.Address.Addr()
+		if nic.Gateway.IsValid() {
+			return nic
+		}
+		if !first.Address.IsValid() {
+			first = nic
 		}
 	}
-	return netip.Addr{}
+	return first
 }
+
+func (n *node) address() netip.Addr { return n.nic().Address.Addr() }
 
 func (n *node) setHostname(context.Context, host.Report) (agent.Result, error) {
 	changed, err := netsetup.Hostname(n.host, n.args.Name(), n.address())
@@ -232,13 +238,8 @@ func (n *node) setServices(ctx context.Context, _ host.Report) (agent.Result, er
 }
 
 func (n *node) fetchUserdata(ctx context.Context, report host.Report) (agent.Result, error) {
-	options := userdata.FetchOptions{Local: n.address()}
-	for _, nic := range n.args.Interfaces() {
-		if nic.Gateway.IsValid() {
-			options.Gateway, options.Interface = nic.Gateway, nic.Name
-		}
-	}
-	fetched, err := userdata.Fetch(ctx, options, report)
+	nic := n.nic()
+	fetched, err := userdata.Fetch(ctx, userdata.FetchOptions{Local: nic.Address.Addr(), Gateway: nic.Gateway, Interface: nic.Name}, report)
 	if err != nil {
 		return agent.Result{}, err
 	}
@@ -274,6 +275,9 @@ func (n *node) runCloudInit(ctx context.Context, report host.Report) (agent.Resu
 	if _, err := n.host.WriteFile(cloudInitFile, nil, 0o644); err != nil {
 		return fail(err)
 	}
+	if err := n.forgetHalfDone(ctx); err != nil {
+		return fail(err)
+	}
 	stages := []string{"cloud-init-local.service", "cloud-init.service", "cloud-config.service", "cloud-final.service"}
 	var jobs []host.Job
 	for _, unit := range stages {
@@ -297,26 +301,53 @@ func (n *node) runCloudInit(ctx context.Context, report host.Report) (agent.Resu
 				"a module of cloud-init failed: %s is %s (%s)", unit.Name, unit.ActiveState, unit.Result))
 		}
 	}
-	if n.intent.SSHKeys > 0 && !n.host.Exists(authorizedKeys) {
-		return fail(fmt.Errorf("%s is not there: CloudStack cannot log in", authorizedKeys))
+	if keys, err := n.host.ReadFile(authorizedKeys); n.intent.SSHKeys > 0 && (err != nil || len(keys) == 0) {
+		return fail(fmt.Errorf("%s has no key, CloudStack cannot log in: %v", authorizedKeys, err))
 	}
+	n.host.Kernel.Sync()
+	n.update(func(s *agent.State) { s.CloudInit = n.instanceID() })
 	// cloud-init replaces the template's host keys by the machine's own.
 	if _, err := n.host.Units.ReloadOrRestart(ctx, "ssh.service"); err != nil {
 		return fail(err)
 	}
 	if n.intent.Handover == userdata.HandoverCloudInit {
-		n.made(handedOver)
+		n.made()
 		result.Note = "runs the userdata as it came"
 	}
 	return result, nil
 }
 
-// made records what was made of this machine; later boots only verify it.
-func (n *node) made(mode string) {
-	id := n.userdata.Meta["instance-id"]
+// forgetHalfDone makes cloud-init run all of its modules again after a power cut in
+// the middle of them: it notes each as done before it runs it.
+func (n *node) forgetHalfDone(ctx context.Context) error {
+	id := n.instanceID()
+	if id == "" || id == n.cloudInit || id != filepath.Base(id) || id == ".." {
+		return nil
+	}
+	unit, err := n.host.Units.State(ctx, "cloud-init.service")
+	if err != nil || unit.Running() {
+		return err // it runs, or has run on this boot
+	}
+	return os.RemoveAll(n.host.Path("/var/lib/cloud/instances/" + id + "/sem"))
+}
+
+// instanceID is CloudStack's id of this machine.
+func (n *node) instanceID() string { return n.userdata.Meta["instance-id"] }
+
+// made records what was made of this machine, and by whom; later boots only verify
+// it.
+func (n *node) made() {
+	n.host.Kernel.Sync()
 	n.update(func(s *agent.State) {
-		s.Instance = &agent.Instance{ID: id, Mode: mode, BootID: s.BootID, Made: time.Now().UTC().Truncate(time.Second)}
+		s.Instance = &agent.Instance{ID: n.instanceID(), Mode: string(n.intent.Mode), By: n.intent.Handover,
+			BootID: s.BootID, Made: time.Now().UTC().Truncate(time.Second)}
 	})
+}
+
+// needsDisk says whether the node is one that CloudStack promises a minimum disk;
+// an etcd node gets the template's.
+func (n *node) needsDisk() bool {
+	return n.ownsNode() && (n.provisioned || slices.Contains([]userdata.Mode{userdata.ModeInit, userdata.ModeJoin, userdata.ModeJoinControlPlane}, n.intent.Mode))
 }
 
 // checkMachine is what can be known to be wrong before the ISO is there.
@@ -382,13 +413,13 @@ func (n *node) importImages(ctx context.Context, report host.Report) (agent.Resu
 
 // releaseISO lets go of the ISO and records that it is not needed any more.
 func (n *node) releaseISO(context.Context, host.Report) (agent.Result, error) {
+	// Recorded first, and on the disk: after the ejection there is no way back.
+	n.host.Kernel.Sync()
+	n.update(func(s *agent.State) {
+		s.Installed = &agent.Installed{InstanceID: n.instanceID(), Version: n.bundle.Version}
+	})
 	if err := n.bundle.Release(n.host, n.intent.EjectISO); err != nil {
-		return agent.Result{}, err
-	}
-	installed := &agent.Installed{InstanceID: n.userdata.Meta["instance-id"], Version: n.bundle.Version}
-	n.update(func(s *agent.State) { s.Installed = installed })
-	if n.intent.EjectISO {
-		return agent.Result{Note: "ejected"}, nil
+		return agent.Result{Note: "still mounted", Warnings: []error{fault.Wrap(fault.ISOInvalid, err, "cannot let go of the binaries ISO")}}, nil
 	}
 	return agent.Result{Note: "not needed any more"}, nil
 }
@@ -425,7 +456,7 @@ func (n *node) writeSuccess(context.Context, host.Report) (agent.Result, error) 
 	if n.provisioned {
 		return agent.Result{Note: "is there"}, nil
 	}
-	n.made(string(n.intent.Mode))
+	n.made()
 	if err := os.MkdirAll(n.host.Path("/home/cloud"), 0o755); err != nil {
 		return agent.Result{}, fault.Wrap(fault.HostSettingsFailed, err, "cannot write %s", successFile)
 	}

@@ -13,7 +13,7 @@ import (
 // for every role; the rest makes a Kubernetes node.
 func bootPlan(n *node) []agent.Step {
 	return []agent.Step{
-		{Name: "boot-args", Short: "CloudStack's boot args are there", Timeout: 2 * time.Minute, Run: n.readBootArgs},
+		{Name: "boot-args", Short: "CloudStack's boot args are there", Timeout: 6 * time.Minute, Run: n.readBootArgs},
 		{Name: "role", Short: "the role is known", Needs: []string{"boot-args"}, Timeout: time.Minute, Run: n.findRole},
 		{Name: "ssh", Short: "the ssh server answers", Needs: []string{"role"}, Always: true, Applies: n.ownsSSH, Timeout: time.Minute, Run: n.startSSH},
 		{Name: "disk", Short: "the root has the whole disk", Needs: []string{"role"}, Timeout: 5 * time.Minute, Run: n.growRoot},
@@ -27,16 +27,16 @@ func bootPlan(n *node) []agent.Step {
 
 		{Name: "userdata", Short: "the userdata is read", Needs: []string{"services"}, Applies: n.ownsNode, Timeout: 6 * time.Minute, Run: n.once(n.fetchUserdata)},
 		{Name: "cloud-init", Short: "cloud-init made users and files", Needs: []string{"userdata"}, Applies: n.ownsNode, Timeout: 15 * time.Minute, Run: n.once(n.runCloudInit)},
-		{Name: "preflight", Short: "the machine is large enough", Needs: []string{"userdata"}, Applies: n.makesKubernetes, Timeout: time.Minute, Run: n.once(n.checkMachine)},
+		{Name: "preflight", Short: "the machine is large enough", Needs: []string{"userdata"}, Applies: n.needsDisk, Timeout: time.Minute, Run: n.once(n.checkMachine)},
 		{Name: "iso", Short: "the binaries ISO is mounted", Needs: []string{"preflight"}, Applies: n.makesKubernetes, Timeout: isoTimeout, Run: n.fromISO(n.findISO)},
 		{Name: "install", Short: "binaries and units are in place", Needs: []string{"iso"}, Applies: n.makesKubernetes, Timeout: 10 * time.Minute, Run: n.fromISO(n.install)},
-		{Name: "containerd", Short: "containerd is configured", Needs: []string{"iso"}, Applies: n.makesKubernetes, Timeout: 5 * time.Minute, Run: n.fromISO(n.configureContainerd)},
+		{Name: "containerd", Short: "containerd is configured", Needs: []string{"iso"}, Applies: n.makesKubernetes, Timeout: 5 * time.Minute, Run: n.once(n.configureContainerd)},
 		{Name: "images", Short: "the images are imported", Needs: []string{"containerd"}, Applies: n.makesKubernetes, Timeout: 30 * time.Minute, Run: n.fromISO(n.importImages)},
 		{Name: "release", Short: "the ISO is unmounted", Needs: []string{"install", "images"}, Applies: n.makesKubernetes, Timeout: time.Minute, Run: n.fromISO(n.releaseISO)},
-		{Name: "kubeadm", Short: "kubeadm has made the node", Needs: []string{"install", "images"}, Applies: n.makesKubernetes, Timeout: 20 * time.Minute, Run: n.once(n.runKubeadm)},
+		{Name: "kubeadm", Short: "kubeadm has made the node", Needs: []string{"install", "images", "cloud-init"}, Applies: n.makesKubernetes, Timeout: 20 * time.Minute, Run: n.once(n.runKubeadm)},
 		{Name: "add-ons", Short: "the ISO's manifests are applied", Needs: []string{"kubeadm"}, Applies: n.makesKubernetes, Timeout: 10 * time.Minute, Run: n.once(n.applyAddOns)},
 		{Name: "ready", Short: "the node is Ready", Needs: []string{"add-ons"}, Applies: n.makesKubernetes, Timeout: 20 * time.Minute, Run: n.awaitReady},
-		{Name: "success", Short: "CloudStack's marker is written", Needs: []string{"ready", "release", "cloud-init"}, Applies: n.makesKubernetes, Timeout: time.Minute, Run: n.writeSuccess},
+		{Name: "success", Short: "CloudStack's marker is written", Needs: []string{"ready", "release"}, Applies: n.makesKubernetes, Timeout: time.Minute, Run: n.writeSuccess},
 	}
 }
 

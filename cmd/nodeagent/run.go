@@ -36,11 +36,15 @@ starts this at every boot (nodeagent.service); see "nodeagent status" for what i
 				return err
 			}
 			earlier := runner.State()
-			n := &node{host: h, update: runner.Update, instance: earlier.Instance, installed: earlier.Installed}
-			failed := runner.Run(cmd.Context(), bootPlan(n))
-			if err := announce(h, runner.State()); err != nil {
-				log.Warn(fmt.Sprintf("cannot show the result at the login prompt, continuing: %v", err))
+			n := &node{host: h, update: runner.Update, instance: earlier.Instance, installed: earlier.Installed, cloudInit: earlier.CloudInit}
+			tell := func(state *agent.State) {
+				if err := announce(h, state); err != nil {
+					log.Warn(fmt.Sprintf("cannot show the result at the login prompt, continuing: %v", err))
+				}
 			}
+			runner.Failed = tell
+			failed := runner.Run(cmd.Context(), bootPlan(n))
+			tell(runner.State())
 			if failed != nil {
 				// Each failure is in the log already, with its step.
 				return exitCode(exitFail)

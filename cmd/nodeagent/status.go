@@ -72,7 +72,7 @@ here. With --wait it never ends with 3, unless --timeout ran out first: then 1.`
 				defer cancel()
 			}
 			if wait {
-				if err := waitForAgent(ctx, h); err != nil {
+				if err := agent.WaitUnlocked(ctx, h); err != nil {
 					fmt.Fprintf(cmd.ErrOrStderr(), "nodeagent: %v\n", err)
 				}
 			}
@@ -144,7 +144,7 @@ func readStatus(ctx context.Context, h *host.Host) (*statusReport, error) {
 		return report, nil
 	}
 	if state.Role == kubernetesRole {
-		report.Gates = checkGates(ctx, h, state.Node)
+		report.Gates = checkGates(ctx, h, state.Node, state.Instance)
 		for _, gate := range report.Gates {
 			if !gate.OK && !gate.Unknown && !gate.Cluster && report.Phase == agent.PhaseDone {
 				report.Phase = agent.PhaseDegraded
@@ -152,27 +152,6 @@ func readStatus(ctx context.Context, h *host.Host) (*statusReport, error) {
 		}
 	}
 	return report, nil
-}
-
-// waitForAgent blocks until no agent runs on this boot any more, or ctx ends. The
-// kernel tells: an agent that ends, in whatever way, closes its lock file.
-func waitForAgent(ctx context.Context, h *host.Host) error {
-	if err := os.MkdirAll(h.Path("/run/nodeagent"), 0o755); err != nil && !errors.Is(err, fs.ErrPermission) {
-		return err
-	}
-	watch, err := h.WatchFile(agent.LockFile)
-	if err != nil {
-		return err
-	}
-	defer watch.Close()
-	for agent.Locked(h) {
-		select {
-		case <-watch.Written:
-		case <-ctx.Done():
-			return fmt.Errorf("cannot wait any longer: %w", ctx.Err())
-		}
-	}
-	return nil
 }
 
 // screen writes a report for people.

@@ -136,7 +136,7 @@ func TestStatusOfAMachine(t *testing.T) {
 }
 
 // I3: --wait wakes when the agent ends, however it ends.
-func TestWaitForAgent(t *testing.T) {
+func TestWaitUnlocked(t *testing.T) {
 	t.Parallel()
 	m := hosttest.New(t)
 	lock, err := agent.Lock(m.Host())
@@ -145,11 +145,11 @@ func TestWaitForAgent(t *testing.T) {
 	}
 	short, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
-	if err := waitForAgent(short, m.Host()); err == nil {
+	if err := agent.WaitUnlocked(short, m.Host()); err == nil {
 		t.Error("waiting ended while the agent ran")
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- waitForAgent(context.Background(), m.Host()) }()
+	go func() { ended <- agent.WaitUnlocked(context.Background(), m.Host()) }()
 	lock.Close()
 	select {
 	case err := <-ended:

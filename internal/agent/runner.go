@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"go.uber.org/zap"
 
@@ -25,12 +26,16 @@ type Runner struct {
 	// Notify sends systemd a message as sd_notify(3) describes, for instance
 	// "READY=1" or "STATUS=...".
 	Notify func(message string)
+	// Failed is called after each step that failed, while others may still run.
+	Failed func(state *State)
 	Now    func() time.Time
 
 	mu    sync.Mutex
 	state State
 	notes map[string]string
 	dirty bool // progress is about to be written
+
+	abandonAfter time.Duration
 }
 
 // progressEvery bounds how often progress is written.
@@ -43,12 +48,12 @@ func NewRunner(h *host.Host, log *zap.Logger, version string, notify func(string
 	if err != nil {
 		return nil, err
 	}
-	r := &Runner{Host: h, Log: log, Notify: notify, Now: time.Now, notes: map[string]string{}}
+	r := &Runner{Host: h, Log: log, Notify: notify, Failed: func(*State) {}, Now: time.Now, notes: map[string]string{}, abandonAfter: abandonAfter}
 	r.state = State{SchemaVersion: SchemaVersion, AgentVersion: version, BootID: bootID, Warnings: []Warning{}}
 	earlier, err := Load(h)
 	switch {
 	case err == nil:
-		r.state.Instance, r.state.Installed = earlier.Instance, earlier.Installed
+		r.state.Instance, r.state.Installed, r.state.CloudInit = earlier.Instance, earlier.Installed, earlier.CloudInit
 	case fault.As(err).Code == fault.StateUnreadable:
 		r.warn("", err)
 	}
@@ -105,6 +110,9 @@ func (r *Runner) Run(ctx context.Context, steps []Step) error {
 				return false
 			case neverRuns:
 				ended[step.Name] = false
+				if step.Applies != nil && !step.Applies() {
+					r.drop(step.Name)
+				}
 				return true
 			}
 			if step.Applies != nil && !step.Applies() {
@@ -129,6 +137,7 @@ func (r *Runner) Run(ctx context.Context, steps []Step) error {
 		r.finish(ctx, o)
 		if o.err != nil {
 			failures = append(failures, fmt.Errorf("step %s: %w", o.step.Name, o.err))
+			r.Failed(r.State())
 		}
 	}
 	r.end()
@@ -162,16 +171,44 @@ func verdict(step Step, ended map[string]bool) readiness {
 	return mayRun
 }
 
-func (r *Runner) perform(ctx context.Context, step Step) (result Result, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fault.New(fault.Internal, "step %s panicked: %v", step.Name, p).
-				WithLog(strings.Split(strings.TrimSpace(string(debug.Stack())), "\n"))
-		}
+// abandonAfter is how long a step may go on after its deadline before it is left
+// behind: a read of a medium whose storage hangs cannot be interrupted.
+const abandonAfter = 30 * time.Second
+
+// runBounded runs a step in a goroutine of its own, which is left behind when the
+// step does not heed its deadline. A panic is an error.
+func (r *Runner) runBounded(ctx context.Context, step Step) (Result, error) {
+	done := make(chan outcome, 1)
+	go func() {
+		o := outcome{step: step}
+		defer func() {
+			if p := recover(); p != nil {
+				o.err = fault.New(fault.Internal, "step %s panicked: %v", step.Name, p).
+					WithLog(strings.Split(strings.TrimSpace(string(debug.Stack())), "\n"))
+			}
+			done <- o
+		}()
+		o.result, o.err = step.Run(ctx, func(format string, args ...any) { r.progress(step.Name, fmt.Sprintf(format, args...)) })
 	}()
+	select {
+	case o := <-done:
+		return o.result, o.err
+	case <-ctx.Done():
+	}
+	patience := time.NewTimer(r.abandonAfter)
+	defer patience.Stop()
+	select {
+	case o := <-done:
+		return o.result, o.err
+	case <-patience.C:
+		return Result{}, fmt.Errorf("it does not heed its deadline and was left behind: %w", context.Cause(ctx))
+	}
+}
+
+func (r *Runner) perform(ctx context.Context, step Step) (result Result, err error) {
 	ctx, cancel := context.WithTimeout(ctx, step.Timeout)
 	defer cancel()
-	result, err = step.Run(ctx, func(format string, args ...any) { r.progress(step.Name, fmt.Sprintf(format, args...)) })
+	result, err = r.runBounded(ctx, step)
 
 	var known *fault.Error
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !errors.As(err, &known) {
@@ -223,7 +260,19 @@ func (r *Runner) start(step Step) {
 	r.tellStatus()
 }
 
+// printable is text in one line without control characters: it goes to terminals
+// and, as STATUS=, to systemd, where a new line would begin another message.
+func printable(text string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.IsControl(c) {
+			return ' '
+		}
+		return c
+	}, text)
+}
+
 func (r *Runner) progress(name, note string) {
+	note = printable(note)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.notes[name] == note {
@@ -254,7 +303,7 @@ func (r *Runner) finish(ctx context.Context, o outcome) {
 	record := r.record(o.step.Name)
 	record.Seconds = r.Now().Sub(*record.Started).Round(time.Millisecond).Seconds()
 	record.Until = nil
-	record.Note = o.result.Note
+	record.Note = printable(o.result.Note)
 	delete(r.notes, o.step.Name)
 	fields := []zap.Field{zap.String("step", o.step.Name), zap.Float64("seconds", record.Seconds)}
 

@@ -313,3 +313,28 @@ func TestCheckPlan(t *testing.T) {
 		}
 	}
 }
+
+// C14: a step that hangs in the kernel does not hang the agent.
+func TestAStepThatDoesNotHeedItsDeadlineIsLeftBehind(t *testing.T) {
+	t.Parallel()
+	m := hosttest.New(t)
+	runner, _ := newRunner(t, m)
+	runner.SetAbandonAfter(10 * time.Millisecond)
+	var told []string
+	runner.Failed = func(state *agent.State) { told = append(told, string(state.Steps[0].Error.Code)) }
+	hang := make(chan struct{})
+	defer close(hang)
+	stuck := step("iso", func(_ context.Context, report host.Report) (agent.Result, error) {
+		report("reading docker/kube-proxy.tar\nREADY=1")
+		<-hang
+		return agent.Result{}, nil
+	})
+	stuck.Timeout = 20 * time.Millisecond
+	err := runner.Run(context.Background(), []agent.Step{stuck})
+	if failure := fault.As(err); failure.Code != fault.Timeout || !strings.Contains(failure.Message, "reading docker/kube-proxy.tar READY=1") {
+		t.Errorf("failure = %+v, want a timeout that names what it did, in one line", failure)
+	}
+	if !slices.Equal(told, []string{string(fault.Timeout)}) {
+		t.Errorf("told of failures %q, want the timeout once", told)
+	}
+}

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -72,7 +73,10 @@ type State struct {
 	// Installed is set once all of the binaries ISO is on the disk; from then on the
 	// ISO may be gone.
 	Installed *Installed `json:"installed,omitempty"`
-	Usage     *Usage     `json:"usage,omitempty"`
+	// CloudInit is the instance whose users and files cloud-init has made, all of
+	// them and on the disk.
+	CloudInit string `json:"cloudInit,omitempty"`
+	Usage     *Usage `json:"usage,omitempty"`
 }
 
 // Installed is what was taken from a binaries ISO.
@@ -97,7 +101,8 @@ func usage() *Usage {
 // Instance is the machine CloudStack asked for, once it has been made.
 type Instance struct {
 	ID     string    `json:"id"`     // CloudStack's instance-id
-	Mode   string    `json:"mode"`   // what was made of it: init, none, ...
+	Mode   string    `json:"mode"`   // what was made of it: init, join, none, ...
+	By     string    `json:"by"`     // nodeagent or cloud-init
 	BootID string    `json:"bootID"` // the boot on which it was made
 	Made   time.Time `json:"made"`
 }
@@ -258,11 +263,43 @@ func Lock(h *host.Host) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("cannot lock %s: another nodeagent runs", LockFile)
+	// A `nodeagent status` that looks at this moment holds the lock, for an instant.
+	for patience := time.Now().Add(2 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return file, nil
+		}
+		if time.Now().After(patience) {
+			file.Close()
+			return nil, fmt.Errorf("cannot lock %s: another nodeagent runs", LockFile)
+		}
 	}
-	return file, nil
+}
+
+// WaitUnlocked blocks until no agent runs, or ctx ends. It sleeps in the kernel,
+// which wakes it when the agent ends, in whatever way.
+func WaitUnlocked(ctx context.Context, h *host.Host) error {
+	file, err := os.Open(h.Path(LockFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	free := make(chan error, 1)
+	go func() {
+		defer file.Close()
+		err := unix.Flock(int(file.Fd()), unix.LOCK_SH)
+		for errors.Is(err, unix.EINTR) {
+			err = unix.Flock(int(file.Fd()), unix.LOCK_SH)
+		}
+		free <- err
+	}()
+	select {
+	case err := <-free:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("cannot wait any longer: %w", context.Cause(ctx))
+	}
 }
 
 // Locked says whether an agent runs. The kernel drops the lock of a process that

@@ -25,6 +25,8 @@ type Kernel interface {
 	Unmount(target string) error
 	// SwapOff stops swapping to a device or file.
 	SwapOff(path string) error
+	// Sync blocks until all that was written to any file is on its disk.
+	Sync()
 	// SetHostname sets the kernel's host name.
 	SetHostname(name string) error
 }

@@ -43,6 +43,9 @@ func (LinuxKernel) SwapOff(path string) error {
 	return nil
 }
 
+// Sync implements Kernel.
+func (LinuxKernel) Sync() { unix.Sync() }
+
 // SetHostname implements Kernel.
 func (LinuxKernel) SetHostname(name string) error {
 	return os.NewSyscallError("sethostname", unix.Sethostname([]byte(name)))

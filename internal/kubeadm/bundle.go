@@ -201,7 +201,7 @@ func chooseBundle(ctx context.Context, h *host.Host, media []medium, want string
 // openBundle mounts a bundle and installs its kubeadm to learn the version.
 func openBundle(ctx context.Context, h *host.Host, m medium) (*Bundle, error) {
 	if err := mountISO(h, m.device); err != nil {
-		return nil, fmt.Errorf("cannot mount the binaries ISO in %s: %w", m.device, err)
+		return nil, fault.Wrap(fault.ISOInvalid, err, "cannot mount the binaries ISO in %s", m.device)
 	}
 	bundle := &Bundle{Device: m.device, Label: m.label, Dir: isoFolder, Images: m.images}
 	err := func() error {
@@ -217,7 +217,7 @@ func openBundle(ctx context.Context, h *host.Host, m medium) (*Bundle, error) {
 		return err
 	}()
 	if err != nil {
-		return nil, errors.Join(err, bundle.Release(h, false))
+		return nil, fault.Wrap(fault.InstallFailed, errors.Join(err, bundle.Release(h, false)), "cannot install the kubeadm of the ISO in %s", m.device)
 	}
 	return bundle, nil
 }

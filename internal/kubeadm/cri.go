@@ -58,6 +58,11 @@ func dialCRI(socket string) criStatus {
 		defer conn.Close()
 		client := cri.NewRuntimeServiceClient(conn)
 		_, err = client.Version(ctx, &cri.VersionRequest{})
+		// containerd listens before its CRI plugin has recovered its pods, and
+		// refuses meanwhile; of the end of that there is no event.
+		for err != nil && status.Code(err) != codes.Unimplemented && sleep(ctx, firstBackoff) {
+			_, err = client.Version(ctx, &cri.VersionRequest{})
+		}
 		if status.Code(err) == codes.Unimplemented {
 			return criSettings{}, fmt.Errorf("%w: %v", errNoCRI, err)
 		}

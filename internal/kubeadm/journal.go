@@ -27,7 +27,8 @@ const (
 
 // journal is what outlives a kill. Its texts hold no secrets.
 type journal struct {
-	Phase phase `json:"phase"`
+	Phase  phase  `json:"phase"`
+	BootID string `json:"bootID,omitempty"` // of the boot that wrote it
 	// FirstError is the first failure since the machine was last unused; later
 	// ones are often only its consequences.
 	FirstError string `json:"firstError,omitempty"`

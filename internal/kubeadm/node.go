@@ -59,6 +59,7 @@ type initRun struct {
 	config *initConfig
 	scrub  func(string) string
 	report host.Report
+	bootID string
 }
 
 func (i *initRun) run(ctx context.Context) (err error) {
@@ -77,8 +78,13 @@ func (i *initRun) run(ctx context.Context) (err error) {
 			err = fault.Wrap(fault.KubeadmInitFailed, removeErr, "cannot remove kubeadm's configuration")
 		}
 	}()
+	bootID, err := i.h.BootID()
+	if err != nil {
+		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot run kubeadm init")
+	}
+	i.bootID = bootID
 	limit := comeBackLimit
-	if journal.Phase == phaseFailed {
+	if journal.Phase == phaseFailed && journal.BootID == bootID {
 		limit = failedLimit
 	}
 	done, err := i.clear(ctx, journal.Phase, limit)
@@ -93,7 +99,11 @@ func (i *initRun) run(ctx context.Context) (err error) {
 
 // keep journals the phase.
 func (i *initRun) keep(p phase, firstError string) error {
-	if err := (journal{Phase: p, FirstError: firstError}).write(i.h); err != nil {
+	if p == phaseMember {
+		// What the journal vouches for must be on the disk before the journal is.
+		i.h.Kernel.Sync()
+	}
+	if err := (journal{Phase: p, BootID: i.bootID, FirstError: firstError}).write(i.h); err != nil {
 		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot keep a record of kubeadm init")
 	}
 	return nil
@@ -128,6 +138,10 @@ func (i *initRun) attempts(ctx context.Context, earlier string) error {
 		if failed == nil {
 			return i.keep(phaseMember, "")
 		}
+		if ctx.Err() != nil {
+			// Cut short, not failed: the next run finds it as after a kill.
+			return failed
+		}
 		if first != nil {
 			if failed.Message != first.Message {
 				first.Message += " (and the second time: " + failed.Message + ")"
@@ -143,7 +157,7 @@ func (i *initRun) attempts(ctx context.Context, earlier string) error {
 		if err := i.keep(phaseFailed, earlier); err != nil {
 			return errors.Join(first, err)
 		}
-		if first.Code == fault.KubeadmPreflight || ctx.Err() != nil {
+		if first.Code == fault.KubeadmPreflight {
 			return first
 		}
 		i.report("%s; trying once more", first.Message)
@@ -304,12 +318,25 @@ func (a *API) state(ctx context.Context) clusterState {
 		clusterInfo = "/api/v1/namespaces/kube-public/configmaps/cluster-info"
 		proxyRole   = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/rolebindings/kube-proxy"
 	)
-	open, err := a.exists(ctx, clusterInfo)
-	if err != nil || !open {
+	if !a.existsInTime(ctx, clusterInfo) {
 		return clusterBroken
 	}
-	if complete, err := a.exists(ctx, proxyRole); err != nil || !complete {
+	if !a.existsInTime(ctx, proxyRole) {
 		return clusterOpen
 	}
 	return clusterComplete
+}
+
+// existsInTime asks until it gets an answer: a server that has just come up refuses
+// for a while. Without an answer until ctx ends the object is not there.
+func (a *API) existsInTime(ctx context.Context, path string) bool {
+	for {
+		there, err := a.exists(ctx, path)
+		if err == nil {
+			return there
+		}
+		if !sleep(ctx, firstBackoff) {
+			return false
+		}
+	}
 }

@@ -138,8 +138,9 @@ func linkNames(handle *netlink.Handle) (names []string) {
 	return names
 }
 
-// configure makes the NIC have exactly one IPv4 address and, when it has a
-// gateway, the machine exactly one default route.
+// configure makes the NIC have its address and, when it has a gateway, the machine
+// exactly one default route. Further addresses stay: on a running node they are
+// somebody's, for instance a load balancer's.
 func configure(handle *netlink.Handle, link netlink.Link, nic Interface) (done []string, err error) {
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		if err := handle.LinkSetUp(link); err != nil {
@@ -163,14 +164,6 @@ func configure(handle *netlink.Handle, link netlink.Link, nic Interface) (done [
 			return done, fmt.Errorf("cannot set the address %s: %w", nic.Address, err)
 		}
 		done = append(done, fmt.Sprintf("%s has %s", nic.Name, nic.Address))
-	}
-	for _, address := range addresses {
-		if address.IPNet.String() != want.IPNet.String() {
-			if err := handle.AddrDel(link, &address); err != nil {
-				return done, fmt.Errorf("cannot remove the address %s: %w", address.IPNet, err)
-			}
-			done = append(done, fmt.Sprintf("%s lost %s", nic.Name, address.IPNet))
-		}
 	}
 	if !nic.Gateway.IsValid() {
 		return done, nil

@@ -107,7 +107,8 @@ func Diff(role Role, units map[string]host.Unit) Plan {
 		case !unit.Exists():
 			plan.Missing = append(plan.Missing, name)
 			continue
-		case unit.FileState == "disabled":
+		// What CloudStack's scripts start they also enable or not, as they see fit.
+		case unit.FileState == "disabled" && (role.Owner == NodeAgent || slices.Contains(role.On, name)):
 			plan.Changes = append(plan.Changes, Change{name, "enable"})
 		}
 		if slices.Contains(role.On, name) && !unit.Running() {

@@ -94,6 +94,9 @@ func AwaitBootArgs(ctx context.Context, h *host.Host, options AwaitOptions, repo
 	return w.await(ctx, watch)
 }
 
+// agentWait is how long the guest agent may take to start.
+const agentWait = 3 * time.Minute
+
 // waiter is one wait for boot args.
 type waiter struct {
 	host    *host.Host
@@ -190,12 +193,9 @@ func (w *waiter) await(ctx context.Context, watch *host.FileWatch) (BootArgs, So
 			}
 			until = partial.Add(w.options.StaleGrace)
 		case stale:
-			until = w.began.Add(w.options.Wait)
-			if grace := w.agentUp.Add(w.options.StaleGrace); !w.agentUp.IsZero() && grace.Before(until) {
-				until = grace
-			}
+			until = w.deadline(w.options.StaleGrace)
 		case absent:
-			until = w.began.Add(w.options.Wait)
+			until = w.deadline(w.options.Wait)
 		}
 		closed = false
 		w.report("waiting for the host to write them through the guest agent%s", w.heard)
@@ -224,6 +224,16 @@ func (w *waiter) await(ctx context.Context, watch *host.FileWatch) (BootArgs, So
 		}
 		timer.Stop()
 	}
+}
+
+// deadline counts from when the guest agent runs: the host cannot write before,
+// and a busy host boots slowly. An agent that does not start at all is waited for
+// no longer than agentWait.
+func (w *waiter) deadline(wait time.Duration) time.Time {
+	if w.agentUp.IsZero() {
+		return w.began.Add(agentWait + wait)
+	}
+	return w.agentUp.Add(wait)
 }
 
 func (w *waiter) acceptFile(file cmdline, note string) (BootArgs, Source, error) {

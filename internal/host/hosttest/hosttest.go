@@ -230,6 +230,8 @@ func (m kernel) SwapOff(path string) error {
 	return nil
 }
 
+func (m kernel) Sync() {}
+
 func (m kernel) SetHostname(name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
