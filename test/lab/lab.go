@@ -170,6 +170,28 @@ func (s *Status) ClosedGates() (closed []string) {
 	return closed
 }
 
+// WaitGates waits until all gates pass: the dashboard's pod starts after the node
+// is Ready.
+func WaitGates(ctx context.Context, m *cloud.Machine) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	for {
+		status, _, err := ReadStatus(ctx, m)
+		if err != nil {
+			return err
+		}
+		closed := status.ClosedGates()
+		if len(status.Gates) > 0 && len(closed) == 0 {
+			return nil
+		}
+		select {
+		case <-time.After(5 * time.Second):
+		case <-ctx.Done():
+			return fmt.Errorf("gates of %s that do not pass: %q", m.Spec.Name, closed)
+		}
+	}
+}
+
 // Failures returns the codes of the failed steps.
 func (s *Status) Failures() (codes []string) {
 	for _, step := range s.Steps {

@@ -168,21 +168,11 @@ func serverChecks(t *testing.T, l *lab.Lab, checks cloud.Checks) {
 	}
 }
 
-// wantGates waits until all gates pass: the dashboard's pod starts after the node
-// is Ready.
 func wantGates(t *testing.T, ctx context.Context, m *cloud.Machine) {
 	t.Helper()
-	var closed []string
-	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Second) {
-		status, _, err := lab.ReadStatus(ctx, m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if closed = status.ClosedGates(); len(status.Gates) > 0 && len(closed) == 0 {
-			return
-		}
+	if err := lab.WaitGates(ctx, m); err != nil {
+		t.Error(err)
 	}
-	t.Errorf("gates of status that do not pass: %q", closed)
 }
 
 // fingerprint lists the files a second boot has no reason to write, with size,

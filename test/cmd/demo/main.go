@@ -77,7 +77,14 @@ func demo(ctx context.Context, role string) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\n%s after power-on nodeagent had ended. On the node:\n\n$ nodeagent status\n", time.Since(powerOn).Round(time.Second))
+	fmt.Printf("\n%s after power-on nodeagent had ended.\n", time.Since(powerOn).Round(time.Second))
+	if role == "cksnode" && code != 1 {
+		fmt.Println("Waiting for the last thing CloudStack's server checks, the dashboard's pod.")
+		if err := lab.WaitGates(ctx, m); err != nil {
+			return err
+		}
+	}
+	fmt.Print("On the node:\n\n$ nodeagent status\n")
 	result, err := m.Agent().Exec(ctx, "/usr/bin/nodeagent", "status")
 	if err != nil {
 		return err
