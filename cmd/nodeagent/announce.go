@@ -78,16 +78,7 @@ func withNotice(old string, lines []string) string {
 	return old + issueBegin + "\n" + strings.Join(lines, "\n") + "\n" + issueEnd + "\n"
 }
 
-// printable keeps agetty from taking a backslash for one of its escapes, and the
-// terminal from taking control characters.
+// printable also keeps agetty from taking a backslash for one of its escapes.
 func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\\':
-			return '/'
-		case r < ' ' || r == 0x7f:
-			return ' '
-		}
-		return r
-	}, cut(text, 300))
+	return strings.ReplaceAll(agent.Printable(cut(text, 300)), `\`, "/")
 }

@@ -85,7 +85,7 @@ func (n *node) fromISO(run stepRun) stepRun {
 // hasISO says whether all that this machine needs of an ISO is on its disk.
 func (n *node) hasISO() bool {
 	return n.installed != nil && n.installed.InstanceID == n.instanceID() &&
-		(n.intent.Version == "" || "v"+strings.TrimPrefix(n.intent.Version, "v") == n.installed.Version)
+		(n.intent.Version == "" || kubeadm.WithV(n.intent.Version) == n.installed.Version)
 }
 
 func (n *node) ownsNode() bool { return n.role.Owner == roles.NodeAgent }
@@ -278,9 +278,8 @@ func (n *node) runCloudInit(ctx context.Context, report host.Report) (agent.Resu
 	if err := n.forgetHalfDone(ctx); err != nil {
 		return fail(err)
 	}
-	stages := []string{"cloud-init-local.service", "cloud-init.service", "cloud-config.service", "cloud-final.service"}
 	var jobs []host.Job
-	for _, unit := range stages {
+	for _, unit := range n.role.OnDemand { // cloud-init's stages, in order
 		job, err := n.host.Units.Start(ctx, unit)
 		if err != nil {
 			return fail(err)

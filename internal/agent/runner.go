@@ -260,9 +260,9 @@ func (r *Runner) start(step Step) {
 	r.tellStatus()
 }
 
-// printable is text in one line without control characters: it goes to terminals
+// Printable returns text in one line without control characters: it goes to terminals
 // and, as STATUS=, to systemd, where a new line would begin another message.
-func printable(text string) string {
+func Printable(text string) string {
 	return strings.Map(func(c rune) rune {
 		if unicode.IsControl(c) {
 			return ' '
@@ -272,7 +272,7 @@ func printable(text string) string {
 }
 
 func (r *Runner) progress(name, note string) {
-	note = printable(note)
+	note = Printable(note)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.notes[name] == note {
@@ -303,7 +303,7 @@ func (r *Runner) finish(ctx context.Context, o outcome) {
 	record := r.record(o.step.Name)
 	record.Seconds = r.Now().Sub(*record.Started).Round(time.Millisecond).Seconds()
 	record.Until = nil
-	record.Note = printable(o.result.Note)
+	record.Note = Printable(o.result.Note)
 	delete(r.notes, o.step.Name)
 	fields := []zap.Field{zap.String("step", o.step.Name), zap.Float64("seconds", record.Seconds)}
 

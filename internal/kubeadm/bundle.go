@@ -179,7 +179,7 @@ func chooseBundle(ctx context.Context, h *host.Host, media []medium, want string
 		if err != nil {
 			return nil, err
 		}
-		if bundle.Version == withV(want) || (want == "" && len(bundles) == 1) {
+		if bundle.Version == WithV(want) || (want == "" && len(bundles) == 1) {
 			return bundle, nil
 		}
 		others = append(others, fmt.Sprintf("%s (label %s) holds Kubernetes %s", m.device, label(m.label), bundle.Version))
@@ -192,7 +192,7 @@ func chooseBundle(ctx context.Context, h *host.Host, media []medium, want string
 	}
 	asked := "no version is asked for"
 	if want != "" {
-		asked = withV(want) + " is asked for"
+		asked = WithV(want) + " is asked for"
 	}
 	return nil, fault.New(fault.ISOInvalid, "cannot choose a binaries ISO: %s; %s", strings.Join(others, ", "), asked).
 		WithHint("Attach the ISO of the cluster's Kubernetes version and detach the others.")

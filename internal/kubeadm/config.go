@@ -54,7 +54,7 @@ func (p InitPlan) ImageRepository() string {
 func renderInit(plan InitPlan) (*initConfig, error) {
 	b := newInitBuilder(plan)
 	flagErr := b.takeFlags(plan.Flags)
-	version := withV(b.cluster.KubernetesVersion)
+	version := WithV(b.cluster.KubernetesVersion)
 	major, minor, err := minorVersion(version)
 	if err := errors.Join(flagErr, err); err != nil {
 		return nil, fmt.Errorf("cannot write kubeadm's configuration: %w", err)

@@ -40,7 +40,7 @@ const (
 // is made of, as kubeadm names them. repository is the registry to take them
 // from, or "" for kubeadm's own. It runs the installed kubeadm.
 func Images(ctx context.Context, h *host.Host, version, repository string) ([]string, error) {
-	args := []string{"config", "images", "list", "--kubernetes-version", withV(version)}
+	args := []string{"config", "images", "list", "--kubernetes-version", WithV(version)}
 	if repository != "" {
 		args = append(args, "--image-repository", repository)
 	}
@@ -84,8 +84,8 @@ func installedVersion(ctx context.Context, h *host.Host) (string, error) {
 	return version, nil
 }
 
-// withV writes a version as Kubernetes does: v1.34.4.
-func withV(version string) string {
+// WithV writes a version as Kubernetes does: v1.34.4.
+func WithV(version string) string {
 	if version == "" || strings.HasPrefix(version, "v") {
 		return version
 	}

@@ -27,7 +27,8 @@ type Role struct {
 	Name  string
 	Owner Owner
 	// On are units enabled and started; OnDemand ones are enabled and started by
-	// whoever needs them, later in the boot; Off ones are stopped and disabled.
+	// whoever needs them, later in the boot and in this order; Off ones are stopped
+	// and disabled.
 	On, OnDemand, Off []string
 	MinimumDisk       int64 // bytes the root disk must have; 0 is no minimum
 	SSHPort           int   // where CloudStack logs in
