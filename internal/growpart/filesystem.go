@@ -20,15 +20,14 @@ type filesystem interface {
 	resize(m machine, mountPoint string, bytes int64) error
 }
 
-// readFilesystem reads the superblock of the file system that is mounted as the
-// given type. The type comes from the kernel and the superblock has to agree:
-// neither an old superblock of another file system nor the type alone is
-// believed. It is done before the table is touched. This is where a further
-// file system joins in.
-func readFilesystem(partition io.ReaderAt, fstype string) (filesystem, error) {
-	switch fstype {
+// readFilesystem reads what there is to know of a mounted file system. The type
+// comes from the kernel, and the superblock has to agree: neither an old
+// superblock of another file system nor the type alone is believed. It is done
+// before the table is touched.
+func readFilesystem(m machine, partition io.ReaderAt, at place) (filesystem, error) {
+	switch at.fstype {
 	case "ext2", "ext3", "ext4":
-		return readExt4(partition, fstype)
+		return readExt4(partition, at.fstype)
 	}
-	return nil, unsupported("a file system of type %q cannot be grown yet", fstype)
+	return nil, unsupported("a file system of type %q cannot be grown", at.fstype)
 }

@@ -34,9 +34,8 @@ const lockTimeout = 30 * time.Second
 
 // Options say how far to grow.
 type Options struct {
-	// RequestedBytes is the size the partition is to have at least, as far as
-	// the disk allows; it is rounded up to where the next MiB of the disk ends.
-	// 0 asks for all of the disk. A partition is never made smaller.
+	// RequestedBytes is how much of the disk, from its beginning, may be used;
+	// whole MiB count. 0 is all of it. A partition is never made smaller.
 	RequestedBytes int64
 	// DryRun decides without writing anything.
 	DryRun bool
@@ -203,7 +202,7 @@ func survey(h *host.Host, m machine, disk disk, mountPoint string) (facts, error
 		return facts{}, fault.Wrap(fault.DiskGrowFailed, err, "cannot open the partition %s", at.partition)
 	}
 	defer partition.Close()
-	filesystem, err := readFilesystem(partition, at.fstype)
+	filesystem, err := readFilesystem(m, partition, at)
 	if err != nil {
 		return facts{}, fmt.Errorf("cannot read the file system on %s: %w", at.partition, err)
 	}
@@ -218,6 +217,7 @@ type plan struct {
 	kernel          bool  // the kernel is to be told
 	filesystem      bool  // the file system is to grow
 	reason          string
+	mended          string // what the patches repair where nothing grows
 	warning         *fault.Error
 }
 
@@ -231,14 +231,14 @@ func decide(now facts, options Options) (plan, error) {
 	if err != nil {
 		return plan{}, err
 	}
-	target, err := planPartition(now.table, entry, options.RequestedBytes)
-	if err != nil {
-		return plan{}, err
-	}
+	target := planPartition(now.table, entry, options.RequestedBytes)
 	todo := plan{reason: target.reason, warning: target.warning, patches: target.patches}
 	todo.partitionBytes = max(at.size, (target.end-entry.start)*sector)
 	if todo.partitionBytes-at.size <= MinGain {
 		todo.partitionBytes, todo.patches = at.size, nil
+	}
+	if len(todo.patches) == 0 {
+		todo.patches, todo.mended = now.table.mend()
 	}
 	todo.kernel = todo.partitionBytes > at.size
 	todo.filesystemBytes = now.filesystem.fit(todo.partitionBytes)
@@ -343,6 +343,9 @@ func (p plan) note(verb string, r Result) string {
 		text = fmt.Sprintf("%s %s -> %s", verb, formatBytes(r.FilesystemBytes.Before), formatBytes(r.FilesystemBytes.After))
 	case r.PartitionBytes.After > r.PartitionBytes.Before:
 		text = fmt.Sprintf("%s the partition %s -> %s", verb, formatBytes(r.PartitionBytes.Before), formatBytes(r.PartitionBytes.After))
+	}
+	if text == "" && p.mended != "" {
+		text = "repaired " + p.mended
 	}
 	switch {
 	case text == "" && p.reason == "":

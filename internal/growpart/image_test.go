@@ -99,11 +99,7 @@ func (d *image) plan(t testing.TB, number int, requested int64) target {
 	table := d.read(t)
 	for _, e := range table.extents() {
 		if e.number == number {
-			got, err := planPartition(table, e, requested)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return got
+			return planPartition(table, e, requested)
 		}
 	}
 	t.Fatalf("no partition %d in %+v", number, table.extents())

@@ -27,6 +27,8 @@ const (
 	entryLastCHS = 5
 	entryStart   = 8
 	entryLength  = 12
+
+	typeProtective = 0xee // stands for a GPT
 )
 
 // maxLogical is the number of logical partitions the kernel can have (its
@@ -75,6 +77,24 @@ func mbrInvalid(format string, args ...any) error {
 	return fault.New(fault.DiskTableInvalid, format, args...)
 }
 
+// hasProtectiveEntry says whether the MBR says that the disk has a GPT (UEFI
+// 2.10, 5.2.3).
+func hasProtectiveEntry(disk io.ReaderAt) (bool, error) {
+	var record [mbrSize]byte
+	if _, err := disk.ReadAt(record[:], 0); err != nil {
+		return false, fault.Wrap(fault.DiskTableInvalid, err, "cannot read the MBR")
+	}
+	if record[mbrSignature] != 0x55 || record[mbrSignature+1] != 0xaa {
+		return false, mbrInvalid("sector 0 has no partition table")
+	}
+	for i := range 4 {
+		if record[mbrEntries+i*mbrEntrySize+entryType] == typeProtective {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // readMBR reads a whole table and refuses one that is not sound: everything
 // decided later relies on partitions that lie on the disk, inside their
 // container and apart from each other.
@@ -85,9 +105,6 @@ func readMBR(disk io.ReaderAt, sectorSize int, sectors int64) (*mbr, error) {
 		return nil, err
 	}
 	for i, e := range entries {
-		if e.raw[entryType] == 0xee {
-			return nil, fault.New(fault.DiskUnsupported, "the disk has a GPT, which cannot be grown yet")
-		}
 		if flag := e.raw[0]; flag != 0 && flag != 0x80 {
 			return nil, mbrInvalid("entry %d of the MBR has the boot flag 0x%02x", i+1, flag)
 		}
@@ -232,6 +249,10 @@ func (m *mbr) sectorSize() int { return m.sector }
 // usable implements table: the first sector after the last one that a 32-bit
 // count of sectors from the start of the disk reaches.
 func (m *mbr) usable() int64 { return min(m.sectors, math.MaxUint32) }
+
+// mend implements table. Every prefix of resize's patches is a sound table from
+// which the next run goes on, so there is nothing to repair.
+func (m *mbr) mend() ([]patch, string) { return nil, "" }
 
 func (m *mbr) extents() []extent {
 	var all []extent

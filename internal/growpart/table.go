@@ -36,6 +36,10 @@ type table interface {
 	// every prefix of the patches the table is valid, and only the last one
 	// changes the partition itself.
 	resize(e extent, end int64) []patch
+	// mend returns the patches that complete a table an interrupted run left
+	// unfinished, or of which one of two copies is damaged, without moving any
+	// partition; and what they repair, for people. A sound table needs none.
+	mend() (patches []patch, what string)
 	// usable returns the first sector no partition can have.
 	usable() int64
 }
@@ -48,8 +52,16 @@ type obstacle struct {
 }
 
 // readTable reads the partition table of a disk with the given number of
-// sectors. This is where a further kind of table joins in.
+// sectors. The MBR decides which kind it is, as it does for the kernel: a GPT
+// without its protective entry is a stale one.
 func readTable(disk io.ReaderAt, sectorSize int, sectors int64) (table, error) {
+	protective, err := hasProtectiveEntry(disk)
+	if err != nil {
+		return nil, err
+	}
+	if protective {
+		return readGPT(disk, sectorSize, sectors)
+	}
 	return readMBR(disk, sectorSize, sectors)
 }
 
@@ -62,41 +74,34 @@ type target struct {
 }
 
 // planPartition says how far a partition can grow: to the last whole MiB of the
-// disk, to the next partition, or to the size that is asked for (bytes; 0 for
-// all there is).
-func planPartition(t table, root extent, requested int64) (target, error) {
+// disk or of its first requested bytes (0 for all of it), or to the next
+// partition.
+func planPartition(t table, root extent, requested int64) target {
 	sector := int64(t.sectorSize())
 	align := MinGain / sector
 	room, by := t.room(root)
 	limit := room / align * align
 	stay := target{end: root.end()}
 
-	end := limit
-	if requested > 0 {
-		// In sectors first: the sum cannot overflow then.
-		wanted := root.start + requested/sector
-		if requested%sector != 0 {
-			wanted++
-		}
+	if wanted := requested / sector / align * align; requested > 0 && wanted < limit {
 		if wanted < root.end() {
-			stay.reason = fmt.Sprintf("asked for %s, which is less than the %s it has", formatBytes(requested), formatBytes(root.size*sector))
-			return stay, nil
+			stay.reason = fmt.Sprintf("asked for %s of the disk, the partition ends at %s", formatBytes(requested), formatBytes(root.end()*sector))
+			return stay
 		}
-		end = min(end, (wanted+align-1)/align*align)
-		if wanted > room {
-			stay.reason = fmt.Sprintf("asked for %s, there is room for %s", formatBytes(requested), formatBytes((room-root.start)*sector))
+		limit = wanted
+	} else {
+		if wanted-t.usable() > align {
+			stay.reason = fmt.Sprintf("asked for %s of the disk, which has %s", formatBytes(requested), formatBytes(t.usable()*sector))
 		}
-	}
-	if end == limit {
 		stay.explain(t, root, by)
 	}
-	if end-root.end() <= align {
-		return stay, nil
+	if limit-root.end() <= align {
+		return stay
 	}
 	grown := stay
-	grown.end = end
-	grown.patches = t.resize(root, end)
-	return grown, nil
+	grown.end = limit
+	grown.patches = t.resize(root, limit)
+	return grown
 }
 
 // explain says what keeps the partition from space that no partition has.
