@@ -34,14 +34,15 @@ type Lab struct {
 // Version is the Kubernetes version of the lab's cluster.
 const Version = "1.34.4"
 
-// New builds the template from the newest package in dist/ and makes a cloud.
+// New builds the template, with the newest package in dist/, and makes a cloud.
 // Logs of the machines go to dir; empty: nowhere after Close.
-func New(ctx context.Context, dir string, log io.Writer) (*Lab, error) {
+func New(ctx context.Context, dir string, log io.Writer, options template.Options) (*Lab, error) {
 	deb, err := newestPackage()
 	if err != nil {
 		return nil, err
 	}
-	image, err := template.Build(ctx, log, deb)
+	options.Package = deb
+	image, err := template.Build(ctx, log, options)
 	if err != nil {
 		return nil, err
 	}

@@ -31,12 +31,18 @@ func packages() []string {
 	}
 }
 
+// diskTools are the packages with the makers and judges of partition tables, file
+// systems and volumes; they are in no template of CloudStack's.
+func diskTools() []string {
+	return []string{"gdisk", "lvm2", "xfsprogs", "btrfs-progs"}
+}
+
 // mmdebstrap returns the command that fills a folder with Debian, without the
 // folder: options, suite. The mirror is mmdebstrap's default, deb.debian.org with
 // updates and security.
-func mmdebstrap() []string {
+func mmdebstrap(packages []string) []string {
 	return []string{
-		"mmdebstrap", "--mode=root", "--variant=minbase", "--include=" + strings.Join(packages(), ","),
+		"mmdebstrap", "--mode=root", "--variant=minbase", "--include=" + strings.Join(packages, ","),
 		// A mirror that stands still is good enough for a test image.
 		`--aptopt=Acquire::Check-Valid-Until "false"`,
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
@@ -57,9 +63,13 @@ func initramfs() map[string]string {
 
 // debianRoot returns a cached folder with Debian 12 as its packages left it: the
 // content of /boot in boot, everything else in root.
-func debianRoot(ctx context.Context, tools runner) (string, error) {
-	argv := mmdebstrap()
-	inputs := append(mmdebstrap(), fmt.Sprint(initramfs()))
+func debianRoot(ctx context.Context, tools runner, disks bool) (string, error) {
+	include := packages()
+	if disks {
+		include = append(include, diskTools()...)
+	}
+	argv := mmdebstrap(include)
+	inputs := append(mmdebstrap(include), fmt.Sprint(initramfs()))
 	return cache.Dir("debian", inputs, func(dir string) error {
 		root, boot := filepath.Join(dir, "root"), filepath.Join(dir, "boot")
 		if err := tools.run(ctx, "", append(argv, root)...); err != nil {

@@ -30,24 +30,36 @@ func (e extent) end() uint64   { return e.start + e.size }
 func (e extent) offset() int64 { return int64(e.start) * sectorSize }
 
 // layout is the x86_64 SystemVM template's MBR: partition 1 /boot, 2 extended, in
-// it 5 swap and 6 root.
-type layout struct{ boot, extended, swap, root extent }
+// it 5 swap and 6 root; or the aarch64 template's GPT: 1 EFI, 2 /boot, 3 swap, 4
+// root.
+type layout struct {
+	gpt                             bool
+	efi, boot, extended, swap, root extent
+}
 
 // partition lays a disk out as debian-installer's partman does: partitions start
 // at a MiB, the extended one two sectors before its first logical, and the last
 // MiB of the disk stays free ("partition 2 could only be grown by 2015", as
 // growpart says on CloudStack's own image).
-func partition(sectors uint64) (layout, error) {
-	var l layout
-	l.boot = extent{1 * mib, 400 * mib}
-	l.swap = extent{l.boot.end() + mib, 512 * mib}
-	rootStart := l.swap.end() + mib
+func partition(sectors uint64, gpt bool) (layout, error) {
+	l := layout{gpt: gpt}
+	end := sectors - mib
+	var rootStart uint64
+	if gpt {
+		l.efi = extent{1 * mib, 538 * mib}
+		l.boot = extent{l.efi.end(), 400 * mib}
+		l.swap = extent{l.boot.end(), 256 * mib}
+		rootStart = l.swap.end()
+	} else {
+		l.boot = extent{1 * mib, 400 * mib}
+		l.swap = extent{l.boot.end() + mib, 512 * mib}
+		l.extended = extent{l.swap.start - 2, end - (l.swap.start - 2)}
+		rootStart = l.swap.end() + mib
+	}
 	if sectors < rootStart+2*mib {
 		return layout{}, fmt.Errorf("cannot partition disk of %d sectors: too small", sectors)
 	}
-	end := sectors - mib
 	l.root = extent{rootStart, end - rootStart}
-	l.extended = extent{l.swap.start - 2, end - (l.swap.start - 2)}
 	return l, nil
 }
 
@@ -56,6 +68,13 @@ func (l layout) script() string {
 	line := func(e extent, rest string) string {
 		return fmt.Sprintf("start=%d, size=%d, %s\n", e.start, e.size, rest)
 	}
+	if l.gpt {
+		return "label: gpt\nunit: sectors\n" +
+			line(l.efi, "type=uefi") +
+			line(l.boot, "type=linux") +
+			line(l.swap, "type=swap") +
+			line(l.root, "type=linux")
+	}
 	return "label: dos\nlabel-id: 0x6e6f6465\nunit: sectors\n" +
 		line(l.boot, "type=83, bootable") +
 		line(l.extended, "type=5") +
@@ -63,13 +82,9 @@ func (l layout) script() string {
 		line(l.root, "type=83")
 }
 
-// makeDisk writes the bootable qcow2 file disk with the folders root and boot as
-// content of / and /boot; work is for temporary files.
-func makeDisk(ctx context.Context, tools runner, root, boot, work, disk string) error {
-	l, err := partition(imageSectors)
-	if err != nil {
-		return err
-	}
+// makeDisk writes the qcow2 file disk with the folders root and boot as content of
+// / and /boot, bootable by a BIOS if it has an MBR; work is for temporary files.
+func makeDisk(ctx context.Context, tools runner, l layout, root, boot, work, disk string) error {
 	raw := filepath.Join(work, "disk.raw")
 	if err := createSparse(raw, imageSectors*sectorSize); err != nil {
 		return err
@@ -91,8 +106,10 @@ func makeDisk(ctx context.Context, tools runner, root, boot, work, disk string) 
 	if err := makeSwap(ctx, tools, raw, l.swap, work); err != nil {
 		return err
 	}
-	if err := makeBootable(ctx, tools, raw, l.boot.start, work); err != nil {
-		return err
+	if !l.gpt {
+		if err := makeBootable(ctx, tools, raw, l.boot.start, work); err != nil {
+			return err
+		}
 	}
 	return tools.run(ctx, "", "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk)
 }

@@ -51,7 +51,7 @@ func TestPartitionTable(t *testing.T) {
 	t.Parallel()
 	sfdisk := need(t, "sfdisk")
 
-	l, err := partition(imageSectors)
+	l, err := partition(imageSectors, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,11 +105,13 @@ func TestPartitionTable(t *testing.T) {
 func TestPartitionSmallDisk(t *testing.T) {
 	t.Parallel()
 	for _, sectors := range []uint64{0, 400 * mib, 915*mib + 2*mib - 1} {
-		if l, err := partition(sectors); err == nil {
-			t.Errorf("%d sectors: got %+v, want an error", sectors, l)
+		for _, gpt := range []bool{false, true} {
+			if l, err := partition(sectors, gpt); err == nil {
+				t.Errorf("%d sectors, GPT %v: got %+v, want an error", sectors, gpt, l)
+			}
 		}
 	}
-	if _, err := partition(915*mib + 2*mib); err != nil {
+	if _, err := partition(915*mib+2*mib, false); err != nil {
 		t.Error(err)
 	}
 }
@@ -121,7 +123,7 @@ func TestFileSystemsInPartitions(t *testing.T) {
 	need(t, "mke2fs")
 	need(t, "mkswap")
 
-	l, err := partition(imageSectors)
+	l, err := partition(imageSectors, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,28 +30,38 @@ type Image struct {
 	Append string // for -append, as in the disk's grub.cfg
 }
 
+// Options say what is in a template.
+type Options struct {
+	Package string // file of the nodeagent package
+	// GPT gives it the partitions of CloudStack's aarch64 template. It boots with
+	// Kernel and Initrd only.
+	GPT bool
+	// DiskTools adds the programs that make and check what nodeagent grows.
+	DiskTools bool
+}
+
 // kept is how many images stay in the cache, each of about 700 MB.
-const kept = 3
+const kept = 4
 
 // sources is everything that shapes an image besides Debian and the package.
 //
 //go:embed *.go all:rootfs
 var sources embed.FS
 
-// Build returns the template with the package in the file deb installed, from
-// the cache when it was built before. The first build on a machine downloads
+// Build returns the template with the package installed, from the cache when it
+// was built before. The first build on a machine downloads
 // Debian and takes about a minute, one with another package a few seconds. The
 // output of the tools it runs goes to log. It needs root.
-func Build(ctx context.Context, log io.Writer, deb string) (Image, error) {
+func Build(ctx context.Context, log io.Writer, options Options) (Image, error) {
 	if os.Geteuid() != 0 {
 		return Image{}, errors.New("cannot build template: it needs root (chroot, file owners)")
 	}
 	tools := runner{log: log}
-	debian, err := debianRoot(ctx, tools)
+	debian, err := debianRoot(ctx, tools, options.DiskTools)
 	if err != nil {
 		return Image{}, err
 	}
-	pkg, err := cache.Files(deb)
+	pkg, err := cache.Files(options.Package)
 	if err != nil {
 		return Image{}, fmt.Errorf("cannot read package: %w", err)
 	}
@@ -59,8 +69,8 @@ func Build(ctx context.Context, log io.Writer, deb string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	dir, err := cache.Dir("template", []string{debian, pkg, own}, func(dir string) error {
-		return bake(ctx, tools, debian, deb, dir)
+	dir, err := cache.Dir("template", []string{debian, pkg, own, fmt.Sprint(options.GPT)}, func(dir string) error {
+		return bake(ctx, tools, debian, options, dir)
 	})
 	if err != nil {
 		return Image{}, err
@@ -77,7 +87,7 @@ func Build(ctx context.Context, log io.Writer, deb string) (Image, error) {
 }
 
 // bake turns Debian's root plus a package into the files of an Image in dir.
-func bake(ctx context.Context, tools runner, debian, deb, dir string) error {
+func bake(ctx context.Context, tools runner, debian string, options Options, dir string) error {
 	boot, work := filepath.Join(debian, "boot"), filepath.Join(dir, "work")
 	if err := os.Mkdir(work, 0o755); err != nil {
 		return err
@@ -92,10 +102,14 @@ func bake(ctx context.Context, tools runner, debian, deb, dir string) error {
 		if err := configure(ctx, tools, root); err != nil {
 			return err
 		}
-		if err := install(ctx, tools, root, deb); err != nil {
+		if err := install(ctx, tools, root, options.Package); err != nil {
 			return err
 		}
-		return makeDisk(ctx, tools, root, boot, work, filepath.Join(dir, "disk.qcow2"))
+		l, err := partition(imageSectors, options.GPT)
+		if err != nil {
+			return err
+		}
+		return makeDisk(ctx, tools, l, root, boot, work, filepath.Join(dir, "disk.qcow2"))
 	})
 	if err != nil {
 		return err

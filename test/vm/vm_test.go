@@ -20,12 +20,19 @@ import (
 	"nodeagent/test/cloud"
 	"nodeagent/test/iso"
 	"nodeagent/test/lab"
+	"nodeagent/test/template"
 )
 
 const gib = 1 << 30
 
-// newLab makes a cloud for one test. When the test fails the consoles are shown.
+// newLab makes a cloud for one test.
 func newLab(t *testing.T) (context.Context, *lab.Lab) {
+	t.Helper()
+	return newLabWith(t, template.Options{})
+}
+
+// newLabWith makes a cloud with another template.
+func newLabWith(t *testing.T, options template.Options) (context.Context, *lab.Lab) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		if os.Getenv("CI") != "" {
@@ -40,7 +47,7 @@ func newLab(t *testing.T) (context.Context, *lab.Lab) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := lab.New(ctx, dir, log)
+	l, err := lab.New(ctx, dir, log, options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,9 +135,9 @@ func wantSteps(t *testing.T, status *lab.Status, want map[string]string) {
 }
 
 // sizes are the bytes of the root disk, its partition and its file system.
-func sizes(t *testing.T, ctx context.Context, m *cloud.Machine) (disk, partition, filesystem int64) {
+func sizes(t *testing.T, ctx context.Context, m *cloud.Machine, root string) (disk, partition, filesystem int64) {
 	t.Helper()
-	fmt.Sscan(output(t, ctx, m, "/usr/sbin/blockdev", "--getsize64", "/dev/vda", "/dev/vda6"), &disk, &partition)
+	fmt.Sscan(output(t, ctx, m, "/usr/sbin/blockdev", "--getsize64", "/dev/vda", root), &disk, &partition)
 	fields := strings.Fields(output(t, ctx, m, "/usr/bin/stat", "-f", "-c", "%b %S", "/"))
 	var blocks, size int64
 	fmt.Sscan(strings.Join(fields, " "), &blocks, &size)
@@ -151,7 +158,7 @@ func TestVMRouter(t *testing.T) {
 		t.Fatalf("exit code %d, phase %s, role %s, failures %v, warnings %v", code, status.Phase, status.Role, status.Failures(), status.Warnings)
 	}
 	wantSteps(t, status, map[string]string{"boot-args": "done", "role": "done", "disk": "done", "services": "done", "kubeadm": ""})
-	disk, partition, filesystem := sizes(t, ctx, m)
+	disk, partition, filesystem := sizes(t, ctx, m, "/dev/vda6")
 	if disk != 10*gib || partition < 8*gib || filesystem < partition*95/100 {
 		t.Errorf("disk %d, partition %d, file system %d: not grown to the disk", disk, partition, filesystem)
 	}

@@ -19,6 +19,7 @@ import (
 	"nodeagent/test/cloud"
 	"nodeagent/test/iso"
 	"nodeagent/test/lab"
+	"nodeagent/test/template"
 )
 
 func main() {
@@ -56,7 +57,7 @@ func demo(ctx context.Context, role string) (err error) {
 		}
 	}
 	fmt.Println("building the template")
-	l, err := lab.New(ctx, logs, build)
+	l, err := lab.New(ctx, logs, build, template.Options{})
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	image, err := template.Build(ctx, stderr, args[0])
+	image, err := template.Build(ctx, stderr, template.Options{Package: args[0]})
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return 1
