@@ -93,4 +93,3 @@ func programs(t *testing.T, ctx context.Context) string {
 	}
 	return image
 }
-

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -21,13 +22,26 @@ func main() {
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
-	if len(args) != 1 {
-		fmt.Fprintln(stderr, "usage: build-template nodeagent.deb")
+	flags := flag.NewFlagSet("build-template", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() {
+		fmt.Fprintln(stderr, "usage: build-template [options] nodeagent.deb")
+		flags.PrintDefaults()
+	}
+	var options template.Options
+	flags.BoolVar(&options.GPT, "gpt", false, "partitions of the aarch64 template; boots with -kernel only")
+	flags.BoolVar(&options.DiskTools, "disk-tools", false, "with programs that make and check file systems and volumes")
+	if err := flags.Parse(args); err != nil {
 		return 64
 	}
+	if flags.NArg() != 1 {
+		flags.Usage()
+		return 64
+	}
+	options.Package = flags.Arg(0)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	image, err := template.Build(ctx, stderr, template.Options{Package: args[0]})
+	image, err := template.Build(ctx, stderr, options)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return 1
