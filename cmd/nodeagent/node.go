@@ -48,13 +48,14 @@ type node struct {
 	cloudInit   string           // the instance whose users and files an earlier boot has made
 	provisioned bool             // CloudStack's success marker is there
 
-	args     userdata.BootArgs
-	role     roles.Role // its Name is empty until it is known
-	disk     growpart.Result
-	userdata userdata.Userdata
-	intent   userdata.Intent
-	bundle   *kubeadm.Bundle // nil when the ISO is no longer needed
-	images   []string        // the images kubeadm asks for
+	args      userdata.BootArgs
+	role      roles.Role // its Name is empty until it is known
+	disk      growpart.Result
+	diskBytes int64 // how much of the disk is used
+	userdata  userdata.Userdata
+	intent    userdata.Intent
+	bundle    *kubeadm.Bundle // nil when the ISO is no longer needed
+	images    []string        // the images kubeadm asks for
 }
 
 // stepRun is what a step runs.
@@ -165,11 +166,22 @@ func (n *node) startSSH(ctx context.Context, _ host.Report) (agent.Result, error
 }
 
 func (n *node) growRoot(ctx context.Context, _ host.Report) (agent.Result, error) {
-	grown, err := growpart.Grow(ctx, n.host, "/", growpart.Options{})
+	requested := n.args.RootDiskBytes()
+	if requested == 0 {
+		config, err := readConfig(n.host)
+		if err != nil {
+			return agent.Result{}, err
+		}
+		requested = config.RootDiskSize << 30
+	}
+	grown, err := growpart.Grow(ctx, n.host, "/", growpart.Options{RequestedBytes: requested})
 	if err != nil {
 		return agent.Result{}, err
 	}
-	n.disk = grown
+	n.disk, n.diskBytes = grown, grown.DiskBytes
+	if requested > 0 {
+		n.diskBytes = min(requested, grown.DiskBytes)
+	}
 	result := agent.Result{Note: grown.Note}
 	if grown.Warning != nil {
 		result.Warnings = append(result.Warnings, grown.Warning)
@@ -351,12 +363,16 @@ func (n *node) needsDisk() bool {
 
 // checkMachine is what can be known to be wrong before the ISO is there.
 func (n *node) checkMachine(context.Context, host.Report) (agent.Result, error) {
-	if n.disk.DiskBytes < n.role.MinimumDisk {
+	if n.diskBytes < n.role.MinimumDisk {
+		has := "has"
+		if n.diskBytes < n.disk.DiskBytes {
+			has = fmt.Sprintf("has %s of which rootdisksize allows", gibibytes(n.disk.DiskBytes))
+		}
 		return agent.Result{}, fault.New(fault.DiskTooSmall,
-			"the root disk %s has %s (%d bytes); a Kubernetes node needs %s (%d bytes) at least",
-			n.disk.Disk, gibibytes(n.disk.DiskBytes), n.disk.DiskBytes, gibibytes(n.role.MinimumDisk), n.role.MinimumDisk)
+			"the root disk %s %s %s (%d bytes); a Kubernetes node needs %s (%d bytes) at least",
+			n.disk.Disk, has, gibibytes(n.diskBytes), n.diskBytes, gibibytes(n.role.MinimumDisk), n.role.MinimumDisk)
 	}
-	return agent.Result{Note: fmt.Sprintf("root disk of %s", gibibytes(n.disk.DiskBytes))}, nil
+	return agent.Result{Note: fmt.Sprintf("root disk of %s", gibibytes(n.diskBytes))}, nil
 }
 
 func gibibytes(bytes int64) string { return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30)) }

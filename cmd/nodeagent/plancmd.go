@@ -170,7 +170,12 @@ func makePlan(bootArgs string, raw []byte) *planReport {
 		return report
 	}
 	report.Role, report.Owner = role.Name, role.Owner
-	report.Disk = &planDisk{MinimumBytes: role.MinimumDisk}
+	report.Disk = &planDisk{MinimumBytes: role.MinimumDisk, RequestedBytes: n.args.RootDiskBytes()}
+	if requested := report.Disk.RequestedBytes; requested > 0 && requested < role.MinimumDisk {
+		report.Problems = append(report.Problems, planProblem{userdata.SeverityError, fault.DiskTooSmall,
+			fmt.Sprintf("rootdisksize allows %s (%d bytes) of the root disk; a Kubernetes node needs %s (%d bytes) at least",
+				gibibytes(requested), requested, gibibytes(role.MinimumDisk), role.MinimumDisk)})
+	}
 	report.Services = &planServices{Enable: nonNil(role.Enabled()), Disable: nonNil(role.Off)}
 	if raw != nil && n.ownsNode() {
 		report.addKubernetes(n, raw)
@@ -246,8 +251,17 @@ func (r *planReport) show(out io.Writer) {
 	for _, server := range r.Nameservers {
 		line("nameserver", "%s", server)
 	}
-	if r.Disk != nil && r.Disk.MinimumBytes > 0 {
-		line("disk", "at least %s", gibibytes(r.Disk.MinimumBytes))
+	if r.Disk != nil {
+		var sizes []string
+		if r.Disk.MinimumBytes > 0 {
+			sizes = append(sizes, "at least "+gibibytes(r.Disk.MinimumBytes))
+		}
+		if r.Disk.RequestedBytes > 0 {
+			sizes = append(sizes, gibibytes(r.Disk.RequestedBytes)+" of it are used")
+		}
+		if len(sizes) > 0 {
+			line("disk", "%s", strings.Join(sizes, ", "))
+		}
 	}
 	if r.Services != nil {
 		line("enable", "%s", strings.Join(r.Services.Enable, ", "))

@@ -10,6 +10,7 @@ type Code string
 const (
 	BootArgsMissing     Code = "boot-args-missing"
 	BootArgsInvalid     Code = "boot-args-invalid"
+	ConfigInvalid       Code = "config-invalid"
 	RoleMissing         Code = "role-missing"
 	RoleUnknown         Code = "role-unknown"
 	SSHFailed           Code = "ssh-failed"
@@ -59,6 +60,7 @@ func Catalogue() []Entry {
 			"On KVM check that the VM has the channel org.qemu.guest_agent.0 and that the agent log of the host shows patch.sh succeeding; then stop and start the VM from CloudStack."},
 		{BootArgsInvalid, "The boot args hold a value that cannot be right.",
 			"Compare the value named with the VM's NICs in CloudStack; stop and start the VM to have them sent again."},
+		{ConfigInvalid, "A file below /etc/nodeagent holds something that cannot be right.", "Correct the key named in the file named, or remove the file."},
 		{RoleMissing, "The boot args have no type=, so the role of this VM is not known.",
 			"Stop and start the VM from CloudStack; if it stays, the template is used for a VM that is no system VM."},
 		{RoleUnknown, "The boot args name a type= that this nodeagent does not know.",

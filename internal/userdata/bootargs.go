@@ -252,6 +252,22 @@ func parsePrefixes(text string) ([]netip.Prefix, error) {
 }
 
 // RFC 1123, 2.1, labels of at most 63; upper case is folded by whoever needs it.
+// maxGiB keeps a size in GiB within 63 bits of bytes.
+const maxGiB = 1<<33 - 1
+
+// RootDiskBytes returns how much of the root disk is to be used, or 0 for all of
+// it: rootdisksize=, in GiB as CloudStack's VM detail of that name, where -1 is
+// the template's size. No version of CloudStack sends it; an operator may add it.
+func (a BootArgs) RootDiskBytes() int64 {
+	gibibytes, err := strconv.ParseInt(a.text(rootDiskSize), 10, 64)
+	if err != nil || gibibytes < 1 || gibibytes > maxGiB {
+		return 0
+	}
+	return gibibytes << 30
+}
+
+const rootDiskSize = "rootdisksize"
+
 var hostname = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$`)
 
 // The kernel takes 64, RFC 1123 asks for 63 to be possible.
@@ -296,6 +312,9 @@ func (a BootArgs) Problems() []Problem {
 	}
 	if _, err := parseAddress(a.text("localgw")); err != nil {
 		warn(a.problem("localgw", "not an IP address"))
+	}
+	if size := a.text(rootDiskSize); size != "" && size != "-1" && a.RootDiskBytes() == 0 {
+		add(a.problem(rootDiskSize, "not a number of GiB such as 20"))
 	}
 	for _, key := range a.get().twice {
 		warn(a.problem(key, "given more than once; the last one holds"))

@@ -175,3 +175,20 @@ func FuzzBootArgs(f *testing.F) {
 		}
 	})
 }
+
+// What is no size asks for nothing, and is named; CloudStack's words for none are
+// not.
+func TestRootDiskBytes(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]int64{"20": 20 << 30, "8589934591": 8589934591 << 30, "": 0, "null": 0, "-1": 0,
+		"0": -1, "-2": -1, "8589934592": -1, "20GB": -1, "99999999999999999999": -1} {
+		args := userdata.ParseBootArgs("type=cksnode name=n eth0ip=10.1.1.5 eth0mask=255.255.255.0 rootdisksize=" + value)
+		named := false
+		for _, problem := range args.Problems() {
+			named = named || problem.Key == "rootdisksize"
+		}
+		if got := args.RootDiskBytes(); got != max(want, 0) || named != (want < 0) {
+			t.Errorf("rootdisksize=%s: %d bytes, named %v", value, got, named)
+		}
+	}
+}
