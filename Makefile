@@ -9,11 +9,11 @@ STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 SUDO        = $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env=HOME,CI,PATH,GOPROXY,GOFLAGS,GOTOOLCHAIN)
 
 # What the emulated cloud runs and builds with, all of it from Debian.
-PACKAGES = qemu-system-x86 qemu-utils mmdebstrap xorriso dnsmasq-base fdisk gdisk e2fsprogs \
-	grub-pc-bin grub-common iproute2
+PACKAGES = qemu-system-x86 qemu-utils mmdebstrap xorriso dnsmasq-base fdisk gdisk parted e2fsprogs xfsprogs btrfs-progs \
+	grub-pc-bin grub-common iproute2 cloud-guest-utils
 
 .DEFAULT_GOAL := help
-.PHONY: help build deb packages lint unit test e2e demo clean
+.PHONY: help build deb packages lint unit test e2e bench demo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -31,8 +31,8 @@ packages:
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l cmd internal test)" || { echo 'gofmt wants to change:'; gofmt -l cmd internal test; exit 1; }
-	go vet -tags vm ./...
-	$(STATICCHECK) -tags vm ./...
+	go vet -tags vm,guest ./...
+	$(STATICCHECK) -tags vm,guest ./...
 
 unit: packages ## The tests that need no VM
 	$(SUDO) env "PATH=$$PATH" go test -race ./...
@@ -44,6 +44,9 @@ test: unit deb ## All tests that need no Kubernetes: unit tests, then VMs
 
 e2e: packages deb ## A Kubernetes control node from power-on to Ready, and its reboot
 	$(SUDO) env "PATH=$$PATH" go test -tags vm -count=1 -timeout 50m -v -run '^TestE2E' ./test/vm
+
+bench: packages deb ## Measure nodeagent against what it replaces, in a VM
+	$(SUDO) env "PATH=$$PATH" go run ./test/cmd/bench
 
 ROLE ?= cksnode
 demo: packages deb ## Boot a node and follow it until it is Ready (ROLE=router: the quick one)

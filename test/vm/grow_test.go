@@ -5,13 +5,10 @@
 package vm
 
 import (
-	"context"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
+	"nodeagent/test/lab"
 	"nodeagent/test/template"
 )
 
@@ -56,10 +53,14 @@ func TestVMRootOnGPT(t *testing.T) {
 // by the kernel's own partition parsers. G3, G4, G5, G6, G7, G8, G11, G12, G13.
 func TestVMGrowEverything(t *testing.T) {
 	ctx, l := newLabWith(t, template.Options{DiskTools: true})
+	programs, err := lab.ProgramDisk(ctx, t.TempDir(), lab.Program{Name: "growpart.test", Package: "nodeagent/internal/growpart", Tests: true})
+	if err != nil {
+		t.Fatal(err)
+	}
 	spec := l.RouterSpec("workshop")
 	spec.DiskBytes = 16 * gib
 	spec.MemoryMiB = 2048
-	spec.ExtraDisks = []string{programs(t, ctx)}
+	spec.ExtraDisks = []string{programs}
 	m := boot(t, ctx, l, spec)
 	if _, code := follow(t, ctx, m, ""); code != 0 {
 		t.Fatalf("the workshop did not boot: exit code %d", code)
@@ -73,23 +74,4 @@ func TestVMGrowEverything(t *testing.T) {
 	if result.ExitCode != 0 {
 		t.Errorf("the tests in the machine failed: exit code %d", result.ExitCode)
 	}
-}
-
-// programs makes a disk with the tests that run inside a machine.
-func programs(t *testing.T, ctx context.Context) string {
-	t.Helper()
-	dir := t.TempDir()
-	content := filepath.Join(dir, "content")
-	build := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "guest", "-o", filepath.Join(content, "growpart.test"), "nodeagent/internal/growpart")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	image := filepath.Join(dir, "programs.iso")
-	for _, command := range []*exec.Cmd{
-		build,
-		exec.CommandContext(ctx, "xorriso", "-as", "mkisofs", "-quiet", "-r", "-o", image, content),
-	} {
-		if text, err := command.CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", command, err, text)
-		}
-	}
-	return image
 }

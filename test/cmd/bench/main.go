@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures nodeagent against what it replaces, side by side in one
+// machine of the emulated cloud, and prints the ratios.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"nodeagent/test/lab"
+	"nodeagent/test/template"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := bench(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func bench(ctx context.Context) (err error) {
+	dir, err := os.MkdirTemp("", "nodeagent-bench-")
+	if err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(dir, "build.log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	fmt.Println("logs, also of the machine's console:", dir)
+	programs, err := lab.ProgramDisk(ctx, dir, lab.Program{Name: "bench-grow", Package: "nodeagent/test/cmd/bench-grow"})
+	if err != nil {
+		return err
+	}
+	l, err := lab.New(ctx, dir, log, template.Options{DiskTools: true})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	spec := l.RouterSpec("bench")
+	spec.DiskBytes = 16 << 30
+	spec.MemoryMiB = 2048
+	spec.ExtraDisks = []string{programs}
+	m, err := l.Boot(ctx, spec)
+	if err != nil {
+		return err
+	}
+	if _, _, err := lab.Follow(ctx, m, "", func(lab.Step) {}); err != nil {
+		return err
+	}
+	for _, command := range [][]string{
+		{"/usr/bin/systemctl", "is-system-running", "--wait"},
+		{"/usr/bin/mount", "-o", "ro", "/dev/vdb", "/mnt"},
+		{"/mnt/bench-grow"},
+	} {
+		result, err := m.Agent().Exec(ctx, command[0], command[1:]...)
+		if err != nil {
+			return err
+		}
+		if command[0] == "/mnt/bench-grow" {
+			os.Stdout.Write(result.Stdout)
+		}
+		if result.ExitCode != 0 && command[0] != "/usr/bin/systemctl" {
+			return fmt.Errorf("%q: exit code %d: %s", command, result.ExitCode, result.Stderr)
+		}
+	}
+	return nil
+}
