@@ -28,7 +28,7 @@ type disk interface {
 	// (https://systemd.io/BLOCK_DEVICE_LOCKING), and keeps it until Close.
 	Lock(ctx context.Context) error
 	// ResizePartition tells the kernel a partition's new size. Start and size are
-	// bytes.
+	// bytes. The kernel has no partitions of a file.
 	ResizePartition(number int, start, size int64) error
 	Close() error
 }
@@ -38,22 +38,37 @@ type linux struct{}
 
 func (linux) openPartition(device string) (partitionReader, error) { return os.Open(device) }
 
-func (linux) openDisk(device string) (disk, error) {
-	file, err := openDirect(device, os.O_RDONLY)
+// openDisk looks at what the name stands for before it opens it: opening a pipe
+// would wait for its other end.
+func (linux) openDisk(name string) (disk, error) {
+	info, err := os.Stat(name)
 	if err != nil {
 		return nil, err
 	}
-	d := &blockDisk{device: device, reader: file}
+	d := &blockDisk{device: name}
+	switch info.Mode().Type() {
+	case 0:
+		d.file = true
+	case os.ModeDevice:
+	default:
+		return nil, errors.New("it is neither a disk nor a file with the content of one")
+	}
+	if d.reader, err = d.open(os.O_RDONLY); err != nil {
+		return nil, err
+	}
 	if err := d.measure(); err != nil {
-		return nil, errors.Join(err, file.Close())
+		return nil, errors.Join(err, d.reader.Close())
 	}
 	return d, nil
 }
 
-// blockDisk is a block device. It is read and written past the page cache
-// (O_DIRECT): the cache works in blocks of up to 4096 bytes, so that writing one
-// sector through it would write old copies of the sectors around it as well, and
-// those can belong to the mounted file system.
+// blockDisk is a block device, or a file with the content of one.
+//
+// A device is read and written past the page cache (O_DIRECT): the cache works in
+// blocks of up to 4096 bytes, so that writing one sector through it would write
+// old copies of the sectors around it as well, and those can belong to the
+// mounted file system. A file has no such readers, and not every file system
+// allows O_DIRECT.
 //
 // It is opened for writing by the first write only, since udev probes a disk
 // anew whenever a writer closes it. A kernel built without
@@ -62,17 +77,31 @@ func (linux) openDisk(device string) (disk, error) {
 // looks at the one device opened).
 type blockDisk struct {
 	device string
+	file   bool
 	reader *os.File // holds the lock
 	writer *os.File
 	size   int64
 	sector int
 }
 
-func openDirect(device string, mode int) (*os.File, error) {
-	return os.OpenFile(device, mode|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+func (d *blockDisk) open(mode int) (*os.File, error) {
+	if !d.file {
+		mode |= unix.O_DIRECT
+	}
+	return os.OpenFile(d.device, mode|unix.O_CLOEXEC, 0)
 }
 
 func (d *blockDisk) measure() error {
+	if d.file {
+		info, err := d.reader.Stat()
+		if err != nil {
+			return err
+		}
+		// As a loop device of the file would have it.
+		d.sector = mbrSize
+		d.size = info.Size() / mbrSize * mbrSize
+		return nil
+	}
 	return d.ioctl(func(fd uintptr) error {
 		var err error
 		if d.sector, err = unix.IoctlGetInt(int(fd), unix.BLKSSZGET); err != nil {
@@ -128,7 +157,7 @@ func (d *blockDisk) WriteAt(p []byte, offset int64) (int, error) {
 		return 0, fmt.Errorf("a write of %d bytes at %d is not one of whole sectors", len(p), offset)
 	}
 	if d.writer == nil {
-		file, err := openDirect(d.device, os.O_RDWR)
+		file, err := d.open(os.O_RDWR)
 		if err != nil {
 			return 0, err
 		}
@@ -183,6 +212,9 @@ func (d *blockDisk) Lock(ctx context.Context) error {
 // ResizePartition implements disk by BLKPG_RESIZE_PARTITION, which works on a
 // mounted partition, unlike reading the whole table again (BLKRRPART).
 func (d *blockDisk) ResizePartition(number int, start, size int64) error {
+	if d.file {
+		return nil
+	}
 	partition := unix.BlkpgPartition{Start: start, Length: size, Pno: int32(number)}
 	arg := unix.BlkpgIoctlArg{Op: unix.BLKPG_RESIZE_PARTITION, Datalen: int32(unsafe.Sizeof(partition)), Data: (*byte)(unsafe.Pointer(&partition))}
 	return d.ioctl(func(fd uintptr) error {

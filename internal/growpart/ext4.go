@@ -119,38 +119,16 @@ func (fs ext4) resize(m machine, mountPoint string, bytes int64) error {
 // include/uapi/linux/ext4.h, as amd64 and arm64 encode it.
 const ext4IocResizeFS = 0x40086610
 
-// resizeExt4 works through the mount point: the device's node may be gone for a
-// moment while udev looks at the partition.
 func (linux) resizeExt4(mountPoint string, blocks int64) error {
-	dir, err := os.Open(mountPoint)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
 	count := uint64(blocks)
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, dir.Fd(), ext4IocResizeFS, uintptr(unsafe.Pointer(&count)))
+	_, err := ioctlMount(mountPoint, ext4IocResizeFS, unsafe.Pointer(&count))
 	switch {
-	case errno == 0:
-		return nil
-	case errno == unix.EPERM && !hasCapability(unix.CAP_SYS_RESOURCE):
+	case errors.Is(err, unix.EPERM) && !hasCapability(unix.CAP_SYS_RESOURCE):
 		err = errors.New("growing ext4 needs CAP_SYS_RESOURCE, which this process does not have")
-	case errno == unix.EPERM:
+	case errors.Is(err, unix.EPERM):
 		err = errors.New("the kernel does not permit it; `journalctl -k` says why")
-	case errno == unix.EBUSY:
+	case errors.Is(err, unix.EBUSY):
 		err = errors.New("another program is resizing it")
-	default:
-		err = errno
 	}
 	return os.NewSyscallError("EXT4_IOC_RESIZE_FS", err)
-}
-
-// hasCapability says whether this process has a capability; true when the kernel
-// does not tell.
-func hasCapability(capability uint) bool {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return true
-	}
-	return data[capability/32].Effective&(1<<(capability%32)) != 0
 }

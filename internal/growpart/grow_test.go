@@ -16,17 +16,22 @@ import (
 	"nodeagent/internal/fault"
 )
 
-// vm is a machine whose root is partition 6 of an image with the shipped layout.
-// Its kernel believes in the partition's size until it is told otherwise or
-// boots anew; its file system is a real ext4, in a file of its own since
-// resize2fs knows no partitions.
+// vm is a machine whose root is on partition 6 of an image with the shipped
+// layout, on the partition itself or on an LVM volume. Its kernel believes in the
+// partition's size until it is told otherwise or boots anew. An ext4 is a real
+// one, in a file of its own since resize2fs knows no partitions; of an xfs or a
+// btrfs, which grow only when mounted, the superblock is, and the size is kept
+// here.
 type vm struct {
 	sysfs
 	image      *image
 	filesystem *image
 	root       rootPartition
+	lvm        *fakeLVM // nil without a volume
+	xfs        xfsGeometry
+	btrfs      fakeBtrfs
 
-	steps int // things done to disk, kernel or file system
+	steps int // things done to disk, kernel, volume or file system
 	allow int // steps until the power fails; -1 for no end
 
 	kernelLies, filesystemLies bool  // they report success and do nothing
@@ -37,7 +42,11 @@ type rootPartition struct{ start, size int64 }
 
 const vdaPath = "pci0000:00/0000:00:04.0/virtio1/block/vda"
 
-func newVM(t testing.TB) *vm {
+func newVM(t testing.TB) *vm { return newVMOn(t, "ext4", false) }
+
+// newVMOn makes a machine with a kind of file system, which fills its partition
+// or volume.
+func newVMOn(t testing.TB, fstype string, onLVM bool) *vm {
 	t.Helper()
 	v := &vm{sysfs: newSysfs(t), image: openImage(t, 3*gib, shipped), allow: -1}
 	v.root = rootPartition{1503232 * 512, 4786176 * 512}
@@ -46,10 +55,26 @@ func newVM(t testing.TB) *vm {
 	v.partition("254:2", vdaPath+"/vda2", 2, 501758, 2)
 	v.partition("254:5", vdaPath+"/vda5", 5, 501760, 999424)
 	v.partition("254:6", vdaPath+"/vda6", 6, 1503232, 4786176)
-	v.mounts("22 1 254:6 / / rw,relatime - ext4 /dev/vda6 rw")
-	v.filesystem = openImage(t, v.root.size, "")
-	tool(t, "", "mke2fs", "-q", "-F", "-t", "ext4", v.filesystem.Name())
 	v.image.resize = v.kernelSize
+	number, source, size := "254:6", "/dev/vda6", v.root.size
+	if onLVM {
+		v.lvm = newFakeLVM(v)
+		number, source, size = "253:0", "/dev/mapper/vg-root", v.lvm.size()
+	}
+	v.filesystem = openImage(t, size, "")
+	switch fstype {
+	case "ext4":
+		tool(t, "", "mke2fs", "-q", "-F", "-t", "ext4", v.filesystem.Name())
+	case "xfs":
+		tool(t, "", "mkfs.xfs", "-q", v.filesystem.Name())
+		v.xfs = xfsInfo(t, v.filesystem.Name())
+	case "btrfs":
+		tool(t, "", "mkfs.btrfs", "-q", v.filesystem.Name())
+		v.btrfs = btrfsDump(t, v.filesystem.Name())
+		number = "0:31"
+		v.link("../../../../devices/"+vdaPath+"/vda6", "/sys/fs/btrfs/"+v.btrfs.text+"/devices/vda6")
+	}
+	v.mounts(fmt.Sprintf("22 1 %s / / rw,relatime - %s %s rw", number, fstype, source))
 	return v
 }
 
@@ -70,6 +95,9 @@ func (v *vm) boot() {
 
 func (v *vm) fsck() {
 	v.t.Helper()
+	if v.xfs != (xfsGeometry{}) || v.btrfs.bytes != 0 {
+		return
+	}
 	tool(v.t, "", "e2fsck", "-f", "-n", v.filesystem.Name())
 }
 
@@ -95,13 +123,49 @@ func (v *vm) openDisk(device string) (disk, error) {
 }
 
 func (v *vm) openPartition(device string) (partitionReader, error) {
-	if want := v.Path("/dev/vda6"); device != want {
+	want := v.Path("/dev/vda6")
+	if v.lvm != nil {
+		want = v.Path("/dev/dm-0")
+	}
+	if device != want {
 		return nil, fmt.Errorf("opened %q, want %q", device, want)
 	}
 	return vmPartition{v}, nil
 }
 
 func (v *vm) resizeExt4(mountPoint string, blocks int64) error {
+	return v.resize(mountPoint, func() {
+		tool(v.t, "", "resize2fs", "-f", v.filesystem.Name(), strconv.FormatInt(blocks, 10))
+	})
+}
+
+func (v *vm) xfsGeometry(mountPoint string) (xfsGeometry, error) {
+	if want := v.Path("/"); mountPoint != want {
+		return xfsGeometry{}, fmt.Errorf("asked about %q, want %q", mountPoint, want)
+	}
+	return v.xfs, nil
+}
+
+func (v *vm) growXFS(mountPoint string, blocks uint64, inodesMax uint32) error {
+	if inodesMax != v.xfs.inodesMax {
+		v.t.Errorf("the limit for inodes was set to %d %%, want %d %% as before", inodesMax, v.xfs.inodesMax)
+	}
+	return v.resize(mountPoint, func() { v.xfs.blocks = blocks })
+}
+
+func (v *vm) btrfsInfo(mountPoint string) (btrfsInfo, error) { return v.btrfs.btrfsInfo(mountPoint) }
+
+func (v *vm) btrfsDeviceSize(_ string, id uint64) (uint64, error) { return v.btrfs.size(id) }
+
+func (v *vm) resizeBtrfs(mountPoint string, id uint64, bytes int64) error {
+	if _, err := v.btrfs.size(id); err != nil {
+		return err
+	}
+	return v.resize(mountPoint, func() { v.btrfs.bytes = uint64(bytes) })
+}
+
+// resize grows the file system unless the machine is to behave otherwise.
+func (v *vm) resize(mountPoint string, do func()) error {
 	if want := v.Path("/"); mountPoint != want {
 		return fmt.Errorf("resized %q, want %q", mountPoint, want)
 	}
@@ -109,7 +173,7 @@ func (v *vm) resizeExt4(mountPoint string, blocks int64) error {
 		return err
 	}
 	if !v.filesystemLies {
-		tool(v.t, "", "resize2fs", "-f", v.filesystem.Name(), strconv.FormatInt(blocks, 10))
+		do()
 	}
 	return v.resizeErr
 }
@@ -192,37 +256,52 @@ func TestGrow(t *testing.T) {
 }
 
 // Whatever step the power fails before, the next run completes the growth, in
-// the same boot or after another one (G11).
+// the same boot or after another one (G11), on every kind of stack.
 func TestGrowConverges(t *testing.T) {
 	t.Parallel()
-	for cut := range 5 {
-		for _, reboot := range []bool{false, true} {
-			t.Run(fmt.Sprintf("cut before step %d, reboot %v", cut+1, reboot), func(t *testing.T) {
-				t.Parallel()
-				v := newVM(t)
-				v.image.truncate(t, 4*gib)
-				v.allow = cut
-				_, err := v.grow(Options{})
-				if !errors.Is(err, errPowerCut) || fault.As(err).Code != fault.DiskGrowFailed {
-					t.Errorf("error = %v, want the power cut with code %s", err, fault.DiskGrowFailed)
-				}
-				v.image.judge(t)
-				v.fsck()
-				if reboot {
-					v.boot()
-				}
-				v.allow, v.steps = -1, 0
-				result, err := v.grow(Options{})
-				end := 4*gib - v.root.start
-				if err != nil || result.FilesystemBytes.After != end || result.PartitionBytes.After != end || !result.Changed ||
-					result.Note != "grew 2.3 GiB -> 3.3 GiB" {
-					t.Errorf("next run = %+v, %v, want all of the disk", result, err)
-				}
-				if wantSteps := 5 - cut; v.steps > wantSteps {
-					t.Errorf("next run took %d steps, want at most %d", v.steps, wantSteps)
-				}
-				v.fsck()
-			})
+	for name, test := range map[string]struct {
+		fstype string
+		onLVM  bool
+		steps  int
+		end    int64 // of the file system, from the partition's beginning
+	}{
+		"ext4":        {"ext4", false, 5, 4*gib - 1503232*512},
+		"xfs":         {"xfs", false, 5, 4*gib - 1503232*512},
+		"btrfs":       {"btrfs", false, 5, 4*gib - 1503232*512},
+		"ext4 on LVM": {"ext4", true, 7, (840 - swapExtents) * lvmExtent},
+	} {
+		for cut := range test.steps {
+			for _, reboot := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, cut before step %d, reboot %v", name, cut+1, reboot), func(t *testing.T) {
+					t.Parallel()
+					v := newVMOn(t, test.fstype, test.onLVM)
+					v.image.truncate(t, 4*gib)
+					v.allow = cut
+					_, err := v.grow(Options{})
+					if !errors.Is(err, errPowerCut) || fault.As(err).Code != fault.DiskGrowFailed {
+						t.Errorf("error = %v, want the power cut with code %s", err, fault.DiskGrowFailed)
+					}
+					v.image.judge(t)
+					v.fsck()
+					if reboot {
+						v.boot()
+					}
+					v.allow, v.steps = -1, 0
+					result, err := v.grow(Options{})
+					if err != nil || result.FilesystemBytes.After != test.end || result.PartitionBytes.After != 4*gib-v.root.start || !result.Changed ||
+						test.onLVM && result.VolumeBytes.After != test.end || !strings.HasPrefix(result.Note, "grew 2.") {
+						t.Errorf("next run = %+v, %v, want all of the disk", result, err)
+					}
+					if wantSteps := test.steps - cut; v.steps > wantSteps {
+						t.Errorf("next run took %d steps, want at most %d", v.steps, wantSteps)
+					}
+					v.fsck()
+					v.steps = 0
+					if again, err := v.grow(Options{}); err != nil || again.Changed || v.steps != 0 {
+						t.Errorf("run after that = %+v, %v with %d steps, want nothing to do", again, err, v.steps)
+					}
+				})
+			}
 		}
 	}
 }
@@ -277,7 +356,7 @@ func TestGrowRefuses(t *testing.T) {
 			tool(t, "", "sgdisk", "-Z", v.image.Name())
 			tool(t, "", "sgdisk", "-n", "0:0:0", v.image.Name())
 		},
-			"cannot read the partition table of /dev/vda: the disk has a GPT", fault.DiskUnsupported},
+			"the table on /dev/vda has no partition 6 that begins at byte 769654784", fault.DiskTableInvalid},
 		"no such partition in the table": {func(t *testing.T, v *vm) { tool(t, "", "sfdisk", "--delete", v.image.Name(), "6") },
 			"has no partition 6 that begins at byte 769654784", fault.DiskTableInvalid},
 		"table smaller than the partition": {func(_ *testing.T, v *vm) { v.kernelSize(v.root.size + mib) },

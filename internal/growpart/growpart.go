@@ -2,15 +2,17 @@
 
 // Package growpart makes a mounted file system use the whole of its disk while
 // it is in use: first the partition in the table on the disk, then the kernel's
-// idea of the partition, then the file system.
+// idea of the partition, then the LVM volume where there is one on the partition,
+// then the file system.
 //
-// Each of the three is compared with the one before it on every run, so a run
-// that was killed anywhere, or that only got half way for another reason, is
-// completed by the next one. What to do is decided by pure functions (decide,
-// planPartition, the tables' patches); a table is patched, never written anew.
+// Each of them is compared with the one before it on every run, so a run that was
+// killed anywhere, or that only got half way for another reason, is completed by
+// the next one. What to do is decided by pure functions (decide, planPartition,
+// the tables' patches); a table is patched, never written anew.
 //
-// place.go finds disk and partition, mbr.go reads and patches a table, ext4.go
-// knows a file system, disk.go is the disk itself.
+// place.go finds disk, partition and volume; mbr.go and gpt.go read and patch a
+// table; lvm.go knows a volume; ext4.go, xfs.go and btrfs.go know a file system;
+// disk.go is the disk itself.
 package growpart
 
 import (
@@ -23,9 +25,9 @@ import (
 	"nodeagent/internal/host"
 )
 
-// MinGain is what a partition or file system has to gain more than, in bytes, to
-// be worth a write. Installers leave as much free at the end of a disk, so that
-// a machine whose disk was not made larger is never written to.
+// MinGain is what a partition, volume or file system has to gain more than, in
+// bytes, to be worth a write. Installers leave as much free at the end of a disk,
+// so that a machine whose disk was not made larger is never written to.
 const MinGain = 1 << 20
 
 // lockTimeout bounds the wait for udev or another partitioning tool to let go of
@@ -34,8 +36,9 @@ const lockTimeout = 30 * time.Second
 
 // Options say how far to grow.
 type Options struct {
-	// RequestedBytes is how much of the disk, from its beginning, may be used;
-	// whole MiB count. 0 is all of it. A partition is never made smaller.
+	// RequestedBytes is how much of the disk, from its beginning, the partition may
+	// use; whole MiB count. 0 is all of it. A partition is never made smaller, and
+	// what is on it is to fill it.
 	RequestedBytes int64
 	// DryRun decides without writing anything.
 	DryRun bool
@@ -49,10 +52,12 @@ type Result struct {
 	Disk           string // device file: /dev/vda
 	Partition      string // device file: /dev/vda6
 	Number         int    // of the partition
+	Volume         string // LVM group/volume on the partition; "" where there is none
 	FilesystemType string // ext4
 
 	DiskBytes       int64
 	PartitionBytes  Change // as the kernel has it
+	VolumeBytes     Change // zero without a volume
 	FilesystemBytes Change
 
 	Changed bool
@@ -79,11 +84,24 @@ func Grow(ctx context.Context, h *host.Host, mountPoint string, options Options)
 type machine interface {
 	// openDisk opens a whole disk. Writing and locking come on demand.
 	openDisk(device string) (disk, error)
-	// openPartition opens a partition for reading what its file system has in
-	// memory.
+	// openPartition opens what a file system is on, a partition or a volume, for
+	// reading what the file system has in memory.
 	openPartition(device string) (partitionReader, error)
+
 	// resizeExt4 grows the ext4 file system mounted at mountPoint.
 	resizeExt4(mountPoint string, blocks int64) error
+
+	// xfsGeometry returns the sizes of the xfs mounted at mountPoint.
+	xfsGeometry(mountPoint string) (xfsGeometry, error)
+	// growXFS grows it. The limit of space for inodes is set along.
+	growXFS(mountPoint string, blocks uint64, inodesMax uint32) error
+
+	// btrfsInfo identifies the btrfs mounted at mountPoint.
+	btrfsInfo(mountPoint string) (btrfsInfo, error)
+	// btrfsDeviceSize returns how many bytes of one of its devices it uses.
+	btrfsDeviceSize(mountPoint string, id uint64) (uint64, error)
+	// resizeBtrfs makes it use as many bytes of a device.
+	resizeBtrfs(mountPoint string, id uint64, bytes int64) error
 }
 
 type partitionReader interface {
@@ -92,7 +110,7 @@ type partitionReader interface {
 }
 
 func grow(ctx context.Context, h *host.Host, m machine, mountPoint string, options Options) (Result, error) {
-	at, err := locate(h, mountPoint)
+	at, err := locate(h, m, mountPoint)
 	if err != nil {
 		return Result{}, err
 	}
@@ -102,7 +120,7 @@ func grow(ctx context.Context, h *host.Host, m machine, mountPoint string, optio
 	}
 	defer disk.Close()
 
-	before, err := survey(h, m, disk, mountPoint)
+	before, err := survey(ctx, h, m, disk, mountPoint)
 	if err != nil {
 		return Result{}, err
 	}
@@ -122,7 +140,7 @@ func grow(ctx context.Context, h *host.Host, m machine, mountPoint string, optio
 	if err := disk.Lock(lockCtx); err != nil {
 		return before.result(), fault.Wrap(fault.DiskGrowFailed, err, "cannot lock the disk %s", at.disk)
 	}
-	if before, err = survey(h, m, disk, mountPoint); err != nil {
+	if before, err = survey(ctx, h, m, disk, mountPoint); err != nil {
 		return Result{}, err
 	}
 	if todo, err = decide(before, options); err != nil {
@@ -131,8 +149,11 @@ func grow(ctx context.Context, h *host.Host, m machine, mountPoint string, optio
 
 	failed := carryOut(ctx, h, m, disk, before, todo)
 	// What counts is the size reached, not what a call returned (pain-point G9).
-	after, err := survey(h, m, disk, mountPoint)
+	after, err := survey(ctx, h, m, disk, mountPoint)
 	if err != nil {
+		if failed != nil {
+			err = fmt.Errorf("%w; and then: %w", failed, err)
+		}
 		return before.result(), err
 	}
 	result := todo.achieved(before, after)
@@ -140,9 +161,12 @@ func grow(ctx context.Context, h *host.Host, m machine, mountPoint string, optio
 	case after.place.size < todo.partitionBytes:
 		return result, fault.Wrap(fault.DiskGrowFailed, cause(failed), "cannot grow the partition %s from %s to %s",
 			at.partition, formatBytes(before.place.size), formatBytes(todo.partitionBytes))
+	case after.volumeSize() < todo.volumeBytes:
+		return result, fault.Wrap(fault.DiskGrowFailed, cause(failed), "cannot grow the volume %s from %s to %s",
+			before.volume.name, formatBytes(before.volumeSize()), formatBytes(todo.volumeBytes))
 	case after.filesystem.size() < todo.filesystemBytes:
 		return result, fault.Wrap(fault.DiskGrowFailed, cause(failed), "cannot grow the file system on %s from %s to %s",
-			at.partition, formatBytes(before.filesystem.size()), formatBytes(todo.filesystemBytes))
+			before.holder(), formatBytes(before.filesystem.size()), formatBytes(todo.filesystemBytes))
 	}
 	return result, nil
 }
@@ -173,6 +197,11 @@ func carryOut(ctx context.Context, h *host.Host, m machine, disk disk, now facts
 			return err
 		}
 	}
+	if now.volumeSize() < todo.volumeBytes {
+		if err := now.volume.resize(ctx, h, now.place, todo.partitionBytes, todo.volumeBytes); err != nil {
+			return err
+		}
+	}
 	if now.filesystem.size() < todo.filesystemBytes {
 		return now.filesystem.resize(m, h.Path(now.place.mount), todo.filesystemBytes)
 	}
@@ -183,47 +212,71 @@ func carryOut(ctx context.Context, h *host.Host, m machine, disk disk, now facts
 type facts struct {
 	place      place
 	table      table
+	volume     *volume // nil where the file system is on the partition itself
 	filesystem filesystem
 	diskBytes  int64
 }
 
+// holder names what the file system is on.
+func (f facts) holder() string {
+	if f.volume != nil {
+		return f.volume.name
+	}
+	return f.place.partition
+}
+
+// volumeSize returns the volume's size in bytes, 0 without one.
+func (f facts) volumeSize() int64 {
+	if f.volume == nil {
+		return 0
+	}
+	return f.volume.size()
+}
+
 // survey reads the facts; it changes nothing.
-func survey(h *host.Host, m machine, disk disk, mountPoint string) (facts, error) {
-	at, err := locate(h, mountPoint)
+func survey(ctx context.Context, h *host.Host, m machine, disk disk, mountPoint string) (facts, error) {
+	at, err := locate(h, m, mountPoint)
 	if err != nil {
 		return facts{}, err
 	}
-	table, err := readTable(disk, disk.SectorSize(), disk.Size()/int64(disk.SectorSize()))
-	if err != nil {
+	now := facts{place: at, diskBytes: disk.Size()}
+	if now.table, err = readTable(disk, disk.SectorSize(), disk.Size()/int64(disk.SectorSize())); err != nil {
 		return facts{}, fmt.Errorf("cannot read the partition table of %s: %w", at.disk, err)
 	}
-	partition, err := m.openPartition(h.Path(at.partition))
-	if err != nil {
-		return facts{}, fault.Wrap(fault.DiskGrowFailed, err, "cannot open the partition %s", at.partition)
+	if at.volume.uuid != "" {
+		if now.volume, err = readVolume(ctx, h, at); err != nil {
+			return facts{}, err
+		}
 	}
-	defer partition.Close()
-	filesystem, err := readFilesystem(m, partition, at)
+	device, err := m.openPartition(h.Path(at.device))
 	if err != nil {
-		return facts{}, fmt.Errorf("cannot read the file system on %s: %w", at.partition, err)
+		return facts{}, fault.Wrap(fault.DiskGrowFailed, err, "cannot open %s", at.device)
 	}
-	return facts{at, table, filesystem, disk.Size()}, nil
+	defer device.Close()
+	if now.filesystem, err = readFilesystem(m, device, at.fstype, h.Path(mountPoint)); err != nil {
+		return facts{}, fmt.Errorf("cannot read the file system on %s: %w", now.holder(), err)
+	}
+	return now, nil
 }
 
 // plan is what there is to do.
 type plan struct {
 	patches         []patch
 	partitionBytes  int64 // what the partition is to have
+	volumeBytes     int64 // what the volume is to have
 	filesystemBytes int64 // what the file system is to have
 	kernel          bool  // the kernel is to be told
+	volume          bool  // the volume is to grow
 	filesystem      bool  // the file system is to grow
 	reason          string
 	mended          string // what the patches repair where nothing grows
 	warning         *fault.Error
 }
 
-func (p plan) empty() bool { return len(p.patches) == 0 && !p.kernel && !p.filesystem }
+func (p plan) empty() bool { return len(p.patches) == 0 && !p.kernel && !p.volume && !p.filesystem }
 
-// decide compares the disk, the partition and the file system.
+// decide compares the disk, the partition, the volume and the file system, each
+// with the one it is on.
 func decide(now facts, options Options) (plan, error) {
 	at := now.place
 	sector := int64(now.table.sectorSize())
@@ -241,7 +294,16 @@ func decide(now facts, options Options) (plan, error) {
 		todo.patches, todo.mended = now.table.mend()
 	}
 	todo.kernel = todo.partitionBytes > at.size
-	todo.filesystemBytes = now.filesystem.fit(todo.partitionBytes)
+	room := todo.partitionBytes // for the file system
+	if now.volume != nil {
+		todo.volumeBytes = now.volume.fit(todo.partitionBytes)
+		todo.volume = todo.volumeBytes-now.volume.size() > MinGain
+		if !todo.volume {
+			todo.volumeBytes = now.volume.size()
+		}
+		room = todo.volumeBytes
+	}
+	todo.filesystemBytes = now.filesystem.fit(room)
 	todo.filesystem = todo.filesystemBytes-now.filesystem.size() > MinGain
 	if !todo.filesystem {
 		todo.filesystemBytes = now.filesystem.size()
@@ -254,11 +316,11 @@ func decide(now facts, options Options) (plan, error) {
 			WithHint("Attach the disk writable.")
 	}
 	if at.mount == "" {
-		return plan{}, fault.New(fault.DiskGrowFailed, "cannot grow %s: it is mounted read-only", at.partition).
+		return plan{}, fault.New(fault.DiskGrowFailed, "cannot grow %s: it is mounted read-only", now.holder()).
 			WithHint("Mount it writable (`mount -o remount,rw /`) and start growing again; see `journalctl -k` if the kernel made it read-only.")
 	}
 	if err := now.filesystem.check(); err != nil {
-		return plan{}, fmt.Errorf("cannot grow the file system on %s: %w", at.partition, err)
+		return plan{}, fmt.Errorf("cannot grow the file system on %s: %w", now.holder(), err)
 	}
 	return todo, checkKernelAgrees(now.table, at)
 }
@@ -301,18 +363,24 @@ func checkKernelAgrees(t table, at place) error {
 
 // result is the state of things with no change.
 func (f facts) result() Result {
-	return Result{
+	result := Result{
 		Disk: f.place.disk, Partition: f.place.partition, Number: f.place.number, FilesystemType: f.place.fstype,
 		DiskBytes:       f.diskBytes,
 		PartitionBytes:  Change{f.place.size, f.place.size},
+		VolumeBytes:     Change{f.volumeSize(), f.volumeSize()},
 		FilesystemBytes: Change{f.filesystem.size(), f.filesystem.size()},
 	}
+	if f.volume != nil {
+		result.Volume = f.volume.name
+	}
+	return result
 }
 
 // expect is the result when all goes as decided.
 func (p plan) expect(now facts, dryRun bool) Result {
 	result := now.result()
 	result.PartitionBytes.After = p.partitionBytes
+	result.VolumeBytes.After = p.volumeBytes
 	result.FilesystemBytes.After = p.filesystemBytes
 	result.Changed = !p.empty()
 	result.Warning = p.warning
@@ -328,9 +396,10 @@ func (p plan) expect(now facts, dryRun bool) Result {
 func (p plan) achieved(before, after facts) Result {
 	result := before.result()
 	result.PartitionBytes.After = after.place.size
+	result.VolumeBytes.After = after.volumeSize()
 	result.FilesystemBytes.After = after.filesystem.size()
 	result.Changed = len(p.patches) > 0 || result.PartitionBytes.After != result.PartitionBytes.Before ||
-		result.FilesystemBytes.After != result.FilesystemBytes.Before
+		result.VolumeBytes.After != result.VolumeBytes.Before || result.FilesystemBytes.After != result.FilesystemBytes.Before
 	result.Warning = p.warning
 	result.Note = p.note("grew", result)
 	return result
@@ -341,6 +410,8 @@ func (p plan) note(verb string, r Result) string {
 	switch {
 	case r.FilesystemBytes.After > r.FilesystemBytes.Before:
 		text = fmt.Sprintf("%s %s -> %s", verb, formatBytes(r.FilesystemBytes.Before), formatBytes(r.FilesystemBytes.After))
+	case r.VolumeBytes.After > r.VolumeBytes.Before:
+		text = fmt.Sprintf("%s the volume %s -> %s", verb, formatBytes(r.VolumeBytes.Before), formatBytes(r.VolumeBytes.After))
 	case r.PartitionBytes.After > r.PartitionBytes.Before:
 		text = fmt.Sprintf("%s the partition %s -> %s", verb, formatBytes(r.PartitionBytes.Before), formatBytes(r.PartitionBytes.After))
 	}

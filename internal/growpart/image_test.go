@@ -19,8 +19,8 @@ const (
 	gib = int64(1) << 30
 )
 
-// image is a disk in a file. Tables in it are made by sfdisk or fdisk, never by
-// this package.
+// image is a disk in a file. Tables in it are made by sfdisk, fdisk, sgdisk or
+// parted, never by this package.
 type image struct {
 	*os.File
 	sector int
@@ -48,6 +48,19 @@ func openImage(t testing.TB, size int64, script string) *image {
 	return &image{File: file, sector: 512}
 }
 
+// copy returns an image with the same content in a file of its own.
+func (d *image) copy(t testing.TB) *image {
+	t.Helper()
+	twin := openImage(t, d.Size(), "")
+	twin.sector = d.sector
+	for offset, block := range d.blocks(t) {
+		if _, err := twin.File.WriteAt(block, offset); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return twin
+}
+
 func (d *image) SectorSize() int { return d.sector }
 
 func (d *image) Size() int64 {
@@ -64,6 +77,10 @@ func (d *image) WriteAt(p []byte, offset int64) (int, error) {
 	}
 	return d.File.WriteAt(p, offset)
 }
+
+// Sync does nothing: what was written is read back from memory, and hundreds of
+// images would wait for the machine's disk.
+func (d *image) Sync() error { return nil }
 
 func (d *image) Lock(context.Context) error { d.locked = true; return nil }
 
@@ -207,6 +224,9 @@ type sfdiskTable struct {
 		Size     int64  `json:"size"`
 		Type     string `json:"type"`
 		Bootable bool   `json:"bootable"`
+		Name     string `json:"name"`
+		UUID     string `json:"uuid"`
+		Attrs    string `json:"attrs"`
 	} `json:"partitions"`
 }
 
@@ -217,6 +237,12 @@ func (d *image) judge(t testing.TB) sfdiskTable {
 	if !strings.Contains(verdict, "No errors detected") {
 		t.Errorf("sfdisk --verify says:\n%s", verdict)
 	}
+	return d.sfdisk(t)
+}
+
+// sfdisk returns the table as sfdisk reads it.
+func (d *image) sfdisk(t testing.TB) sfdiskTable {
+	t.Helper()
 	var parsed struct {
 		Table sfdiskTable `json:"partitiontable"`
 	}

@@ -14,14 +14,17 @@ import (
 	"nodeagent/internal/host"
 )
 
-// place is where a mounted file system is, as the kernel sees it. Sizes and
-// starts are in bytes.
+// place is where a mounted file system is, as the kernel sees it: on a partition
+// of a disk, or on an LVM volume on one. Sizes and starts are in bytes.
 type place struct {
 	disk, partition string // device files
 	number          int
 	start, size     int64
 	siblings        []sibling
 	readOnlyDisk    bool
+
+	device string    // device file the file system is on: that of the partition or of its volume
+	volume sysVolume // the LVM volume on the partition; its zero value is none
 
 	fstype string
 	mount  string // a writable mount point of the file system; "" if there is none
@@ -33,6 +36,13 @@ type sibling struct {
 	start, size int64
 }
 
+// sysVolume is an LVM volume as the kernel has it.
+type sysVolume struct {
+	uuid  string // LVM's name for it: "LVM-", the group's uuid, the volume's uuid
+	size  int64
+	stack string // for people: "the LVM volume vg-root (dm-0) on vda3"
+}
+
 // sysSector is the unit of sizes in sysfs, whatever the disk's sectors are.
 const sysSector = 512
 
@@ -40,45 +50,43 @@ func unsupported(format string, args ...any) error {
 	return fault.New(fault.DiskUnsupported, format, args...)
 }
 
-// locate finds the partition mounted at mountPoint and its disk by device number
-// (/proc/self/mountinfo, /sys/dev/block), never by names: those differ between
-// hypervisors, and partition names have no general form.
-func locate(h *host.Host, mountPoint string) (place, error) {
+// locate finds the partition under the file system mounted at mountPoint and its
+// disk by device number (/proc/self/mountinfo, /sys/dev/block), never by names:
+// those differ between hypervisors, and partition names have no general form.
+func locate(h *host.Host, m machine, mountPoint string) (place, error) {
 	data, err := h.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return place{}, fault.Wrap(fault.DiskUnsupported, err, "cannot tell what is mounted at %s", mountPoint)
 	}
 	mounts := parseMountinfo(string(data))
-	var mounted *mount
-	for i := range mounts {
-		if mounts[i].point == mountPoint {
-			mounted = &mounts[i] // the last one covers those before it
-		}
+	top := map[string]mount{} // by mount point: the last one covers those before it
+	for _, mount := range mounts {
+		top[mount.point] = mount
 	}
-	if mounted == nil {
+	mounted, found := top[mountPoint]
+	if !found {
 		return place{}, unsupported("nothing is mounted at %q", mountPoint)
 	}
-	if strings.HasPrefix(mounted.device, "0:") {
-		return place{}, unsupported("%s is a file system of type %s on %q, which is on no single partition", mountPoint, mounted.fstype, mounted.source)
-	}
-
-	link := h.Path("/sys/dev/block/" + mounted.device)
-	path, err := filepath.EvalSymlinks(link)
+	device, err := mountedDevice(h, m, mounted)
 	if err != nil {
-		return place{}, fault.Wrap(fault.DiskUnsupported, err, "cannot find the device %s mounted at %s", mounted.device, mountPoint)
+		return place{}, err
 	}
-	device := sysDevice(path)
-	if !device.has("partition") {
-		return place{}, unsupported("%s is on %s, which is no partition of a disk", mountPoint, device.describe(0))
+	partition, isVolume := device, false
+	if below, ok := device.belowVolume(); ok {
+		partition, isVolume = below, true
 	}
-	parent := sysDevice(filepath.Dir(path))
+	if !partition.has("partition") {
+		return place{}, unsupported("%s is on %s, which is no partition of a disk, nor a plain LVM volume on a single one",
+			mountPoint, device.describe(0))
+	}
+	parent := sysDevice(filepath.Dir(string(partition)))
 
 	at := place{fstype: mounted.fstype}
 	if mounted.writable {
 		at.mount = mountPoint
 	}
 	for _, other := range mounts {
-		if at.mount == "" && other.device == mounted.device && other.writable {
+		if at.mount == "" && other.device == mounted.device && other.writable && other == top[other.point] {
 			at.mount = other.point
 		}
 	}
@@ -97,17 +105,20 @@ func locate(h *host.Host, mountPoint string) (place, error) {
 		}
 		return name
 	}
-	at.disk, at.partition = text(parent), text(device)
-	at.number = int(number(device, "partition"))
-	at.start, at.size = number(device, "start")*sysSector, number(device, "size")*sysSector
+	at.disk, at.partition, at.device = text(parent), text(partition), text(device)
+	at.number = int(number(partition, "partition"))
+	at.start, at.size = number(partition, "start")*sysSector, number(partition, "size")*sysSector
 	at.readOnlyDisk = number(parent, "ro") != 0
+	if isVolume {
+		at.volume = sysVolume{uuid: device.volumeUUID(), size: number(device, "size") * sysSector, stack: device.describe(0)}
+	}
 	children, err := filepath.Glob(filepath.Join(string(parent), "*", "partition"))
 	if err != nil {
 		problems = append(problems, err)
 	}
 	for _, child := range children {
 		other := sysDevice(filepath.Dir(child))
-		if other == device {
+		if other == partition {
 			continue
 		}
 		at.siblings = append(at.siblings, sibling{
@@ -119,6 +130,22 @@ func locate(h *host.Host, mountPoint string) (place, error) {
 		return place{}, fault.Wrap(fault.DiskUnsupported, problems[0], "cannot find the disk of %s", mountPoint)
 	}
 	return at, nil
+}
+
+// mountedDevice finds the block device of a mounted file system.
+func mountedDevice(h *host.Host, m machine, mounted mount) (sysDevice, error) {
+	if mounted.fstype == "btrfs" { // its device number stands for no device
+		return btrfsDevice(h, m, mounted.point)
+	}
+	if strings.HasPrefix(mounted.device, "0:") {
+		return "", unsupported("%s is a file system of type %s on %q, which is on no single partition",
+			mounted.point, mounted.fstype, mounted.source)
+	}
+	path, err := filepath.EvalSymlinks(h.Path("/sys/dev/block/" + mounted.device))
+	if err != nil {
+		return "", fault.Wrap(fault.DiskUnsupported, err, "cannot find the device %s mounted at %s", mounted.device, mounted.point)
+	}
+	return sysDevice(path), nil
 }
 
 // mount is a line of /proc/self/mountinfo.
@@ -211,6 +238,51 @@ func (d sysDevice) file() (string, error) {
 	return "", fmt.Errorf("cannot find the device file of %s: its uevent has no DEVNAME", d.name())
 }
 
+// volumeUUID returns the name LVM gave a device; "" for any other device, and for
+// the hidden layers of volumes that are more than an area of the disk, which have
+// a suffix (build_dm_uuid in LVM's lib/activate/dev_manager.c).
+func (d sysDevice) volumeUUID() string {
+	const length = len("LVM-") + 32 + 32 // the group's, the volume's
+	uuid, err := d.read("dm/uuid")
+	if err != nil || len(uuid) != length || !strings.HasPrefix(uuid, "LVM-") {
+		return ""
+	}
+	return uuid
+}
+
+// belowVolume returns the one device an LVM volume is on.
+func (d sysDevice) belowVolume() (sysDevice, bool) {
+	if d.volumeUUID() == "" {
+		return "", false
+	}
+	below := d.slaves()
+	if len(below) != 1 {
+		return "", false
+	}
+	return below[0], true
+}
+
+// slaves returns the devices a device is made of.
+func (d sysDevice) slaves() []sysDevice { return linkedDevices(filepath.Join(string(d), "slaves")) }
+
+// linkedDevices returns the devices that the links of a folder lead to.
+func linkedDevices(folder string) []sysDevice {
+	links, err := os.ReadDir(folder)
+	if err != nil {
+		return nil
+	}
+	var devices []sysDevice
+	for _, link := range links {
+		name := filepath.Join(folder, link.Name())
+		path, err := filepath.EvalSymlinks(name)
+		if err != nil {
+			path = name // counts, and shows under its name
+		}
+		devices = append(devices, sysDevice(path))
+	}
+	return devices
+}
+
 // describe names a stack of devices for the operator: "the LVM volume vg-root
 // (dm-0) on vda3".
 func (d sysDevice) describe(depth int) string {
@@ -234,17 +306,13 @@ func (d sysDevice) describe(depth int) string {
 		text = fmt.Sprintf("the %s array %s", level, d.name())
 	}
 	const deepest = 8
-	slaves, err := os.ReadDir(filepath.Join(string(d), "slaves"))
-	if err != nil || len(slaves) == 0 || depth == deepest {
+	below := d.slaves()
+	if len(below) == 0 || depth == deepest {
 		return text
 	}
-	var below []string
-	for _, slave := range slaves {
-		path, err := filepath.EvalSymlinks(filepath.Join(string(d), "slaves", slave.Name()))
-		if err != nil {
-			continue
-		}
-		below = append(below, strings.TrimPrefix(sysDevice(path).describe(depth+1), "the device "))
+	var names []string
+	for _, slave := range below {
+		names = append(names, strings.TrimPrefix(slave.describe(depth+1), "the device "))
 	}
-	return text + " on " + strings.Join(below, " and ")
+	return text + " on " + strings.Join(names, " and ")
 }

@@ -81,16 +81,69 @@ func TestLocate(t *testing.T) {
 			s.Write("/sys/devices/"+parent+"/queue/rotational", "1\n")
 			s.mounts("1 0 0:5 / /proc rw - proc proc rw",
 				"22 1 "+test.device+" / / rw,relatime shared:1 - ext4 /dev/root rw,errors=remount-ro")
-			got, err := locate(s.Host(), "/")
+			got, err := locate(s.Host(), nil, "/")
 			if err != nil {
 				t.Fatal(err)
 			}
 			want := place{disk: test.disk, partition: test.partition, number: test.number, start: 1503232 * 512, size: 4786176 * 512,
-				siblings: []sibling{{12, 2048 * 512, 4096 * 512}}, fstype: "ext4", mount: "/"}
+				device: test.partition, siblings: []sibling{{12, 2048 * 512, 4096 * 512}}, fstype: "ext4", mount: "/"}
 			if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
 				t.Errorf("locate = %+v\nwant     %+v", got, want)
 			}
 		})
+	}
+}
+
+// An LVM volume is found with the partition it is on, which must be the only one
+// (G7).
+func TestLocateVolume(t *testing.T) {
+	t.Parallel()
+	s := newSysfs(t)
+	s.device("8:0", "block/sda", map[string]string{"size": "100", "ro": "0"})
+	s.partition("8:3", "block/sda/sda3", 3, 1, 99)
+	s.partition("8:4", "block/sda/sda4", 4, 100, 9)
+	s.device("8:16", "block/sdb", map[string]string{"size": "100", "ro": "0"})
+	volume := func(number, name, uuid string, slaves ...string) {
+		s.device(number, "virtual/block/"+name, map[string]string{"dm/name": "vg-" + name, "dm/uuid": uuid, "size": "88"})
+		for _, slave := range slaves {
+			s.link("../../../../"+slave, "/sys/devices/virtual/block/"+name+"/slaves/"+filepath.Base(slave))
+		}
+	}
+	uuid := dmUUID(fakeGroup, fakeVolume)
+	volume("253:0", "dm-0", uuid, "block/sda/sda3")
+	volume("253:1", "dm-1", uuid, "block/sda/sda3", "block/sda/sda4")
+	volume("253:2", "dm-2", uuid, "block/sdb")
+	volume("253:3", "dm-3", uuid+"-real", "block/sda/sda3")
+	volume("253:4", "dm-4", uuid, "virtual/block/dm-3") // the origin of a snapshot
+	volume("253:5", "dm-5", "CRYPT-LUKS2-"+uuid[13:], "block/sda/sda3")
+	volume("253:6", "dm-6", uuid, "virtual/block/dm-5")
+	volume("253:7", "dm-7", uuid, "block/sda/sda3", "block/gone")
+	volume("253:8", "dm-8", uuid)
+	const end = ", which is no partition of a disk, nor a plain LVM volume on a single one"
+	for number, want := range map[string]string{
+		"253:0": "",
+		"253:1": "/ is on the LVM volume vg-dm-1 (dm-1) on sda3 and sda4" + end,
+		"253:2": "/ is on the LVM volume vg-dm-2 (dm-2) on sdb" + end,
+		"253:3": "/ is on the LVM volume vg-dm-3 (dm-3) on sda3" + end,
+		"253:4": "/ is on the LVM volume vg-dm-4 (dm-4) on the LVM volume vg-dm-3 (dm-3) on sda3" + end,
+		"253:5": "/ is on the encrypted volume vg-dm-5 (dm-5) on sda3" + end,
+		"253:6": "/ is on the LVM volume vg-dm-6 (dm-6) on the encrypted volume vg-dm-5 (dm-5) on sda3" + end,
+		"253:7": "/ is on the LVM volume vg-dm-7 (dm-7) on gone and sda3" + end,
+		"253:8": "/ is on the LVM volume vg-dm-8 (dm-8)" + end,
+	} {
+		s.mounts("22 1 "+number+" / / ro - ext4 /dev/mapper/vg-x rw", "23 1 "+number+" / /b rw - ext4 /dev/mapper/vg-x rw")
+		got, err := locate(s.Host(), nil, "/")
+		if want != "" {
+			if err == nil || err.Error() != want || fault.As(err).Code != fault.DiskUnsupported {
+				t.Errorf("%s: error = %v, want %q with code %s", number, err, want, fault.DiskUnsupported)
+			}
+			continue
+		}
+		volume := sysVolume{uuid: uuid, size: 88 * 512, stack: "the LVM volume vg-dm-0 (dm-0) on sda3"}
+		if err != nil || got.volume != volume || got.device != "/dev/dm-0" || got.partition != "/dev/sda3" || got.disk != "/dev/sda" ||
+			got.number != 3 || got.size != 99*512 || got.mount != "/b" {
+			t.Errorf("%s: locate = %+v, %v, want %+v on sda3, mounted at /b", number, got, err, volume)
+		}
 	}
 }
 
@@ -118,14 +171,13 @@ func TestLocateUnsupported(t *testing.T) {
 		{"1 0 253:2 / / rw - ext4 /dev/dm-2 rw", "the device-mapper volume loop (dm-2) on the device-mapper volume loop (dm-2)"},
 		{"1 0 8:0 / / rw - ext4 /dev/sda rw", "/ is on the device sda, which is no partition"},
 		{"1 0 0:31 / / rw - overlay overlay rw,lowerdir=/x", `file system of type overlay on "overlay"`},
-		{"1 0 0:32 / / rw - btrfs /dev/sda3 rw", `file system of type btrfs on "/dev/sda3"`},
 		{"1 0 7:7 / / rw - ext4 /dev/loop7 rw", "cannot find the device 7:7"},
 		{"1 0 8:9 / / rw - ext4 /dev/sda9 rw", "cannot find the disk of /"},
 		{"1 0 8:3 / /boot rw - ext4 /dev/sda3 rw", `nothing is mounted at "/"`},
 		{"broken", `nothing is mounted at "/"`},
 	} {
 		s.mounts(test.line)
-		_, err := locate(s.Host(), "/")
+		_, err := locate(s.Host(), nil, "/")
 		if err == nil || !strings.Contains(err.Error(), test.want) || fault.As(err).Code != fault.DiskUnsupported {
 			t.Errorf("%s: error = %v, want %q with code %s", test.line, err, test.want, fault.DiskUnsupported)
 		}
@@ -133,7 +185,7 @@ func TestLocateUnsupported(t *testing.T) {
 }
 
 // A read-only mount is looked past when the same file system is mounted writable
-// elsewhere (G8).
+// elsewhere, where no other covers it (G8).
 func TestLocateWritableMount(t *testing.T) {
 	t.Parallel()
 	s := newSysfs(t)
@@ -147,10 +199,13 @@ func TestLocateWritableMount(t *testing.T) {
 		{[]string{"1 0 8:3 / / ro - ext4 /dev/sda3 rw"}, ""},
 		{[]string{"1 0 8:3 / / rw - ext4 /dev/sda3 ro"}, ""},
 		{[]string{"1 0 8:3 / / ro - ext4 /dev/sda3 rw", `2 1 8:3 / /a\040b rw - ext4 /dev/sda3 rw`}, "/a b"},
+		{[]string{"1 0 8:3 / / ro - ext4 /dev/sda3 rw", "2 1 8:3 / /a rw - ext4 /dev/sda3 rw", "3 1 8:4 / /a rw - ext4 /dev/sda4 rw"}, ""},
+		{[]string{"1 0 8:3 / / ro - ext4 /dev/sda3 rw", "2 1 8:3 / /a rw - ext4 /dev/sda3 rw", "3 1 8:4 / /a rw - ext4 /dev/sda4 rw",
+			"4 1 8:3 / /b rw - ext4 /dev/sda3 rw"}, "/b"},
 		{[]string{"1 0 8:4 / / rw - ext4 /dev/sda4 rw", "2 1 8:3 / / rw - ext4 /dev/sda3 rw"}, "/"},
 	} {
 		s.mounts(test.lines...)
-		got, err := locate(s.Host(), "/")
+		got, err := locate(s.Host(), nil, "/")
 		if err != nil || got.mount != test.want {
 			t.Errorf("%q: mount = %q, %v, want %q", test.lines, got.mount, err, test.want)
 		}

@@ -33,8 +33,8 @@ type table interface {
 	room(extent) (end int64, by obstacle)
 	// resize returns the patches that move a partition's end, with that of the
 	// container around it where it has one. The new end is within room. After
-	// every prefix of the patches the table is valid, and only the last one
-	// changes the partition itself.
+	// every prefix of the patches the table is valid, with the partition's old
+	// end or its new one.
 	resize(e extent, end int64) []patch
 	// mend returns the patches that complete a table an interrupted run left
 	// unfinished, or of which one of two copies is damaged, without moving any
@@ -49,6 +49,7 @@ type table interface {
 type obstacle struct {
 	partition *extent
 	format    string // a limit of the table's format
+	hybrid    bool   // the partition is in the MBR beside the GPT as well
 }
 
 // readTable reads the partition table of a disk with the given number of
@@ -116,6 +117,10 @@ func (g *target) explain(t table, root extent, by obstacle) {
 		g.reason = "blocked by " + by.partition.String()
 		g.warning = fault.New(fault.DiskBlocked, "cannot grow partition %d into %s of free disk: %s follows it",
 			root.number, formatBytes(free), by.partition)
+	case by.hybrid && free > MinGain:
+		g.reason = fmt.Sprintf("%s is in a hybrid MBR", root)
+		g.warning = fault.New(fault.DiskUnsupported, "cannot grow %s: it is in the GPT and in a hybrid MBR, where it would keep its size", root).
+			WithHint("Replace the hybrid MBR by a protective one (gdisk: x, n, w), unless the machine boots by it.")
 	case by.format != "":
 		g.reason = by.format
 		g.warning = fault.New(fault.DiskBlocked, "cannot grow partition %d to the end of the disk: %s", root.number, by.format).
