@@ -81,13 +81,13 @@ func TestGuestCrashControl(t *testing.T) {
 // last sectors have been written.
 func halves(p patch) []patch {
 	const sector = 512
-	half := len(p.New) / 2 / sector * sector
-	if half == 0 {
+	cut := (p.Offset+int64(len(p.New))/2+sector-1)/sector*sector - p.Offset
+	if cut <= 0 || cut >= int64(len(p.New)) {
 		return nil
 	}
 	first, last := p, p
-	first.Old, first.New = p.Old[:half], p.New[:half]
-	last.Old, last.New, last.Offset = p.Old[half:], p.New[half:], p.Offset+int64(half)
+	first.Old, first.New = p.Old[:cut], p.New[:cut]
+	last.Old, last.New, last.Offset = p.Old[cut:], p.New[cut:], p.Offset+cut
 	return []patch{first, last}
 }
 

@@ -112,8 +112,11 @@ func readGPT(disk io.ReaderAt, sectorSize int, sectors int64) (table, error) {
 		backup, err := g.readCopy(disk, g.alternate)
 		g.backedUp = err == nil && g.alternate > g.last && agree(truth, backup)
 	}
-	g.ownEntries = g.placeOfEntries(disk, truth, primary)
-	return g, g.readAreas(disk)
+	g.ownEntries = g.placeOfEntries(disk, primary)
+	if err := g.readAreas(disk); err != nil {
+		return nil, err
+	}
+	return g, nil
 }
 
 // readProtective reads the MBR. The kernel wants an entry that begins at sector 1
@@ -310,13 +313,10 @@ func agree(primary, backup gptCopy) bool {
 // is lost, they are recognised. They are in sector 2, or, where that is a boot
 // loader's, right before the first usable sector; tools that move them there leave
 // a copy behind, so the search begins at that end.
-func (g *gpt) placeOfEntries(disk io.ReaderAt, truth, primary gptCopy) int64 {
+func (g *gpt) placeOfEntries(disk io.ReaderAt, primary gptCopy) int64 {
 	const second = gptPrimary + 1
-	for _, c := range []gptCopy{truth, primary} {
-		if c.header == nil {
-			continue
-		}
-		if at := c.u64(gptEntriesLBA); at >= second && at <= uint64(g.first-g.span(len(g.entries))) {
+	if primary.header != nil {
+		if at := primary.u64(gptEntriesLBA); at >= second && at <= uint64(g.first-g.span(len(g.entries))) {
 			return int64(at)
 		}
 	}
@@ -480,7 +480,6 @@ func (d *gptDraft) rewrite(entries []byte, end int64) {
 		d.put(&d.primaryEntries, entries)
 	}
 	d.put(&d.primaryHeader, d.makeHeader(gptPrimary, backup, d.ownEntries, last, entries))
-	d.alternate = backup
 }
 
 // measure gives the protective entry the size of the disk, as far as its 32 bits

@@ -627,11 +627,13 @@ func TestGPTMendsTheRest(t *testing.T) {
 	moved := gptLayouts()["entries in sector 64"].image(t)
 	poke(t, moved, 1024, bytes.Repeat([]byte("boot"), 62*128)...) // a boot loader
 	want = moved.blocks(t)
-	poke(t, moved, 512, make([]byte, 512)...)
-	checkConverges(t, moved, 2)
-	moved.run(t, 2)
-	if changed := moved.changed(t, want); len(changed) > 0 {
-		t.Errorf("bytes %v differ: the entries are not back where they were", changed)
+	for _, lost := range []int64{1, 64} { // the header, or entries
+		poke(t, moved, lost*512, make([]byte, 512)...)
+		checkConverges(t, moved, 2)
+		moved.run(t, 2)
+		if changed := moved.changed(t, want); len(changed) > 0 {
+			t.Errorf("sector %d lost: bytes %v differ: the entries are not back where they were", lost, changed)
+		}
 	}
 }
 
