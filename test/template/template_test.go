@@ -39,7 +39,7 @@ func TestPrune(t *testing.T) {
 	for _, entry := range entries {
 		got = append(got, entry.Name())
 	}
-	want := []string{"debian-1", "template-asked", "template-b", "template-c", "template-d.partial"}
+	want := []string{"debian-1", "template-a", "template-asked", "template-b", "template-c", "template-d.partial"}
 	if !slices.Equal(got, want) {
 		t.Errorf("after prune: got %q, want %q", got, want)
 	}
