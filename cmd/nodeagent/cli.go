@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
 )
 
@@ -58,6 +59,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	fmt.Fprintf(stderr, "nodeagent: %v\n", err)
+	var failure *fault.Error
+	if errors.As(err, &failure) {
+		fmt.Fprintf(stderr, "What to do: %s\n", fault.As(err).Hint)
+	}
 	return exitFail
 }
 

@@ -47,3 +47,12 @@ func TestAFileThatIsNotThereIsAFailure(t *testing.T) {
 		t.Errorf("exit code %d, stderr %q", code, errs)
 	}
 }
+
+// A failure with a remedy says it.
+func TestAFailureSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	code, _, errs := call(t, "grow", "/not/a/mount/point")
+	if code != 1 || !strings.Contains(errs, `nothing is mounted at "/not/a/mount/point"`) || !strings.Contains(errs, "\nWhat to do: ") {
+		t.Errorf("exit code %d, stderr %q", code, errs)
+	}
+}

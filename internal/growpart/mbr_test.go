@@ -39,8 +39,13 @@ func layouts() map[string]layout {
 			moveRecord(t, d, 1503231, 501760+999424)
 		}},
 		"made by sfdisk alone": {script: dosHead + "disk1 : size=499712, type=83, bootable\ndisk2 : type=5\ndisk5 : size=999424, type=82\ndisk6 : type=83\n", root: 6},
-		"type 0f":              {script: strings.Replace(shipped, "type=5\n", "type=f\n", 1), root: 6},
-		"type 85":              {script: strings.Replace(shipped, "type=5\n", "type=85\n", 1), root: 6},
+		"made by parted": {root: 6, alter: func(t *testing.T, d *image) {
+			tool(t, "", "parted", "--script", d.Name(), "mklabel msdos mkpart primary ext2 1MiB 244MiB set 1 boot on "+
+				"mkpart extended 245MiB 3071MiB mkpart logical linux-swap 246MiB 734MiB mkpart logical ext4 735MiB 3071MiB")
+			tool(t, "", "sfdisk", "--quiet", "--disk-id", d.Name(), "0x5eed1234") // parted's is random
+		}},
+		"type 0f": {script: strings.Replace(shipped, "type=5\n", "type=f\n", 1), root: 6},
+		"type 85": {script: strings.Replace(shipped, "type=5\n", "type=85\n", 1), root: 6},
 		"CloudStack 4.11: 5, 6, 7": {root: 7, script: dosHead + "disk1 : size=120000, type=83, bootable\ndisk2 : type=5\n" +
 			"disk5 : size=999424, type=82\ndisk6 : size=1000000, type=83\ndisk7 : type=83\n"},
 		"root is the first logical":        {script: dosHead + "disk1 : size=499712, type=83\ndisk2 : type=5\ndisk5 : type=83\n", root: 5},
