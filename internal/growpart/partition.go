@@ -228,21 +228,14 @@ func kernelPartitions(h *host.Host, at namedDisk) ([]place, error) {
 	if sysDevice(path).has("partition") {
 		return nil, errors.New("it is a partition, not a disk")
 	}
-	children, err := filepath.Glob(filepath.Join(path, "*", "partition"))
-	if err != nil {
-		return nil, err
-	}
 	var parts []place
-	for _, child := range children {
-		device := sysDevice(filepath.Dir(child))
-		number, err1 := device.number("partition")
-		start, err2 := device.number("start")
-		size, err3 := device.number("size")
-		file, err4 := device.file()
-		if err := errors.Join(err1, err2, err3, err4); err != nil {
+	for _, device := range sysDevice(path).partitions() {
+		p, err1 := device.partition()
+		file, err2 := device.file()
+		if err := errors.Join(err1, err2); err != nil {
 			return nil, err
 		}
-		parts = append(parts, place{disk: at.path, partition: file, number: int(number), start: start * sysSector, size: size * sysSector})
+		parts = append(parts, place{disk: at.path, partition: file, number: p.number, start: p.start, size: p.size})
 	}
 	return parts, nil
 }

@@ -3,6 +3,7 @@
 package growpart
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -106,24 +107,23 @@ func locate(h *host.Host, m machine, mountPoint string) (place, error) {
 		return name
 	}
 	at.disk, at.partition, at.device = text(parent), text(partition), text(device)
-	at.number = int(number(partition, "partition"))
-	at.start, at.size = number(partition, "start")*sysSector, number(partition, "size")*sysSector
+	known := func(d sysDevice) sibling {
+		p, err := d.partition()
+		if err != nil {
+			problems = append(problems, err)
+		}
+		return p
+	}
+	own := known(partition)
+	at.number, at.start, at.size = own.number, own.start, own.size
 	at.readOnlyDisk = number(parent, "ro") != 0
 	if isVolume {
 		at.volume = sysVolume{uuid: device.volumeUUID(), size: number(device, "size") * sysSector, stack: device.describe(0)}
 	}
-	children, err := filepath.Glob(filepath.Join(string(parent), "*", "partition"))
-	if err != nil {
-		problems = append(problems, err)
-	}
-	for _, child := range children {
-		other := sysDevice(filepath.Dir(child))
-		if other == partition {
-			continue
+	for _, other := range parent.partitions() {
+		if other != partition {
+			at.siblings = append(at.siblings, known(other))
 		}
-		at.siblings = append(at.siblings, sibling{
-			number: int(number(other, "partition")), start: number(other, "start") * sysSector, size: number(other, "size") * sysSector,
-		})
 	}
 	slices.SortFunc(at.siblings, func(a, b sibling) int { return a.number - b.number })
 	if len(problems) > 0 {
@@ -221,6 +221,26 @@ func (d sysDevice) number(name string) (int64, error) {
 		return 0, fmt.Errorf("cannot read %s of %s: %q is no number", name, d.name(), text)
 	}
 	return n, nil
+}
+
+// partitions returns the partitions the kernel has of a disk.
+func (d sysDevice) partitions() []sysDevice {
+	entries, _ := os.ReadDir(string(d)) // a disk that is gone has none
+	var found []sysDevice
+	for _, entry := range entries {
+		if child := sysDevice(filepath.Join(string(d), entry.Name())); child.has("partition") {
+			found = append(found, child)
+		}
+	}
+	return found
+}
+
+// partition returns a partition's number, and where it is.
+func (d sysDevice) partition() (sibling, error) {
+	number, err1 := d.number("partition")
+	start, err2 := d.number("start")
+	size, err3 := d.number("size")
+	return sibling{number: int(number), start: start * sysSector, size: size * sysSector}, cmp.Or(err1, err2, err3)
 }
 
 // file returns the device file the kernel itself makes in devtmpfs; links made
