@@ -108,8 +108,8 @@ func FindISO(ctx context.Context, h *host.Host, want string, report host.Report)
 const rereadInterval = 5 * time.Second
 
 func findISO(ctx context.Context, h *host.Host, want string, changed <-chan struct{}, report host.Report) (*Bundle, error) {
-	if err := enableMediaEvents(h); err != nil {
-		report("a changed medium may go unnoticed: %v", err)
+	if err := h.EnableMediaEvents(); err != nil {
+		report("%v", err)
 	}
 	for {
 		media, err := scanMedia(ctx, h)
@@ -133,17 +133,6 @@ func findISO(ctx context.Context, h *host.Host, want string, changed <-chan stru
 			return nil, fault.Wrap(fault.ISOMissing, context.Cause(ctx), "the binaries ISO did not come (%s)", seen)
 		}
 	}
-}
-
-// enableMediaEvents makes the kernel look for media that come and go. It does not
-// unless told to; systemd's udev rules tell it, later or not at all in a template
-// without them (Documentation/admin-guide/kernel-parameters, events_dfl_poll_msecs).
-func enableMediaEvents(h *host.Host) error {
-	const name = "/sys/module/block/parameters/events_dfl_poll_msecs"
-	if value, err := h.ReadFile(name); err != nil || strings.TrimSpace(string(value)) != "0" {
-		return nil
-	}
-	return os.WriteFile(h.Path(name), []byte("2000"), 0o644)
 }
 
 func describe(media []medium) string {
@@ -256,29 +245,18 @@ func mountISO(h *host.Host, device string) error {
 
 // scanMedia looks into every block device.
 func scanMedia(ctx context.Context, h *host.Host) ([]medium, error) {
-	entries, err := os.ReadDir(h.Path("/sys/class/block"))
+	devices, err := h.BlockDevices()
 	if err != nil {
-		return nil, fmt.Errorf("cannot list block devices: %w", err)
+		return nil, err
 	}
 	var media []medium
-	for _, entry := range entries {
-		name := entry.Name()
-		drive := strings.HasPrefix(name, "sr")
-		if strings.HasPrefix(name, "ram") || strings.HasPrefix(name, "zram") || strings.HasPrefix(name, "fd") || (!drive && emptyDevice(h, name)) {
-			continue
-		}
-		// The kernel writes a / in a device's name as !.
-		m, ok := readMedium(ctx, h, "/dev/"+strings.ReplaceAll(name, "!", "/"))
-		if ok || (drive && m.kind == mediumNone) {
+	for _, device := range devices {
+		m, ok := readMedium(ctx, h, device)
+		if ok || (host.IsOptical(device) && m.kind == mediumNone) {
 			media = append(media, m)
 		}
 	}
 	return media, nil
-}
-
-func emptyDevice(h *host.Host, name string) bool {
-	size, err := h.ReadFile("/sys/class/block/" + name + "/size")
-	return err == nil && strings.TrimSpace(string(size)) == "0"
 }
 
 // readMedium says what a device holds; ok is false when it is no ISO.
@@ -288,7 +266,7 @@ func readMedium(ctx context.Context, h *host.Host, device string) (m medium, ok 
 	switch {
 	case err != nil && (errors.Is(err, unix.ENOMEDIUM) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO)):
 		return m, false
-	case err != nil && strings.HasPrefix(device, "/dev/sr"):
+	case err != nil && host.IsOptical(device):
 		m.kind, m.err = mediumUnreadable, err
 		return m, true
 	case err != nil:
