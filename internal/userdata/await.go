@@ -20,30 +20,58 @@ import (
 	"nodeagent/internal/host"
 )
 
-// CmdlineFile is where CloudStack puts and looks for the boot args.
-const CmdlineFile = "/var/cache/cloud/cmdline"
-
 const (
 	recordFile = "/var/lib/nodeagent/boot-args.json"
-	fwCfgFile  = "/sys/firmware/qemu_fw_cfg/by_name/opt/cloudstack/cmdline/raw"
 	guestAgent = "qemu-guest-agent.service"
-)
-
-// Names of a Source.
-const (
-	SourceGuestAgent = "guest agent"
-	SourceFile       = "file" // somebody else than the guest agent wrote CmdlineFile
-	SourceFWCfg      = "fw_cfg"
-	SourcePersisted  = "persisted" // from an earlier boot
 )
 
 // Source tells where boot args came from.
 type Source struct {
-	Name    string
-	Stale   bool      // of an earlier boot: CloudStack did not send them this time
-	BootID  string    // the boot they were sent in; "" when not known
-	Written time.Time // when the host wrote them
-	Note    string    // what else an operator should know
+	Name       string
+	Hypervisor Hypervisor
+	Stale      bool          // of an earlier boot: CloudStack did not send them this time
+	BootID     string        // the boot they were sent in; "" when not known
+	Written    time.Time     // when the host wrote them, or they were read from where it keeps them
+	Age        time.Duration // from then to the start of this boot; negative when written since
+	Note       string        // what else an operator should know
+	Attempts   []Attempt     // where else was looked, in order
+}
+
+// Attempt is one place where boot args were looked for and not found.
+type Attempt struct {
+	Source string
+	Result string
+}
+
+// String is the source in one line, the most telling first.
+func (s Source) String() string {
+	text := fmt.Sprintf("from %s on %s", s.Name, s.Hypervisor)
+	when := s.Written.UTC().Format("2006-01-02 15:04:05 MST")
+	switch {
+	case s.Stale:
+		text = fmt.Sprintf("persisted from an earlier boot (%s), written %s, %s before this one", s.Hypervisor, when, span(s.Age))
+	case s.Age < 0:
+		text += fmt.Sprintf(", %s into this boot (%s)", span(-s.Age), when)
+	default:
+		text += ", " + when
+	}
+	if s.Note != "" {
+		text += "; " + s.Note
+	}
+	return text
+}
+
+// span shows a duration to two digits or so.
+func span(d time.Duration) string {
+	switch {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%.0f s", d.Seconds())
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%.0f min", d.Minutes())
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%.0f h", d.Hours())
+	}
+	return fmt.Sprintf("%.0f days", d.Hours()/24)
 }
 
 // AwaitOptions are the deadlines of AwaitBootArgs; zero values take the defaults.
@@ -52,13 +80,13 @@ type AwaitOptions struct {
 	StaleGrace time.Duration // for new ones when those of an earlier boot are there: 10 s
 }
 
-// AwaitBootArgs returns the boot args as a KVM host delivers them: in QEMU's
-// fw_cfg, or as a file the guest agent writes. It starts the guest agent, which
-// CloudStack waits for without end (pain-point C3), and blocks until the host has
-// written, at most options.Wait. Those of an earlier boot are returned, marked
-// stale, when nothing comes (C4). What it returns it also records, for a boot on
-// which nothing comes. The error is a fault with the code BootArgsMissing, or
-// ctx's.
+// AwaitBootArgs returns the boot args as this machine's hypervisor hands them
+// over (see sourcesOf). It starts the service that carries them, which on KVM
+// CloudStack waits for without end (pain-point C3). Where the host sends them, it
+// blocks until it has, at most options.Wait. Those of an earlier boot are
+// returned, marked stale, when nothing comes (C4). What it returns it also
+// records, for a boot on which nothing comes, and leaves where CloudStack's own
+// programs look. The error is a fault with the code BootArgsMissing, or ctx's.
 func AwaitBootArgs(ctx context.Context, h *host.Host, options AwaitOptions, report host.Report) (BootArgs, Source, error) {
 	if options.Wait <= 0 {
 		options.Wait = 60 * time.Second
@@ -74,181 +102,298 @@ func AwaitBootArgs(ctx context.Context, h *host.Host, options AwaitOptions, repo
 	if err != nil {
 		return BootArgs{}, Source{}, err
 	}
-	// The host writes through the agent as soon as the agent runs: watch first.
-	if err := os.MkdirAll(h.Path(filepath.Dir(CmdlineFile)), 0o755); err != nil {
-		return BootArgs{}, Source{}, fmt.Errorf("cannot make the folder of %s: %w", CmdlineFile, err)
-	}
-	watch, err := h.WatchFile(CmdlineFile)
-	if err != nil {
+	w := &waiter{host: h, options: options, report: report, bootID: bootID,
+		began: time.Now(), booted: time.Now().Add(-uptime),
+		hypervisor: readHypervisorFacts(h).hypervisor()}
+	w.sources = sourcesOf(w.hypervisor)
+	w.record, w.note = readRecord(h)
+
+	// The host writes as soon as the carrier runs: watch first.
+	watching, unwatch := context.WithCancel(ctx)
+	defer unwatch()
+	if err := w.watch(watching); err != nil {
 		return BootArgs{}, Source{}, err
 	}
-	defer watch.Close()
-
-	w := &waiter{host: h, options: options, report: report, bootID: bootID,
-		began: time.Now(), booted: time.Now().Add(-uptime)}
-	w.startAgent(ctx)
-	if text := w.readFWCfg(ctx); text != "" {
-		return w.acceptFWCfg(text)
+	w.startCarrier(ctx)
+	for {
+		w.attempts = nil
+		for _, source := range w.sources.held {
+			w.report("looking for them: %s", source.name)
+			text, err := source.read(ctx, h)
+			if err == nil {
+				return w.acceptHeld(source.name, text)
+			}
+			w.attempts = append(w.attempts, Attempt{source.name, err.Error()})
+		}
+		if ctx.Err() != nil {
+			return BootArgs{}, Source{}, w.interrupted(ctx)
+		}
+		if w.sources.delivery != nil {
+			return w.await(ctx)
+		}
+		// What the machine holds does not come later, but the carrier may have
+		// loaded what it takes to read it.
+		if w.job.Result == nil {
+			return w.fallBack(ctx, delivered{})
+		}
+		if err := w.awaitCarrier(ctx); err != nil {
+			return BootArgs{}, Source{}, err
+		}
 	}
-	w.record, w.note = readRecord(h)
-	return w.await(ctx, watch)
 }
 
-// agentWait is how long the guest agent may take to start.
-const agentWait = 3 * time.Minute
+// carrierWait is how long the carrier may take to start.
+const carrierWait = 3 * time.Minute
 
 // waiter is one wait for boot args.
 type waiter struct {
-	host    *host.Host
-	options AwaitOptions
-	report  host.Report
-	bootID  string
-	began   time.Time
-	booted  time.Time // when the kernel started, by today's clock
+	host       *host.Host
+	options    AwaitOptions
+	report     host.Report
+	bootID     string
+	began      time.Time
+	booted     time.Time // when the kernel started, by today's clock
+	hypervisor Hypervisor
+	sources    sources
 
-	job     host.Job // the start of the guest agent; Result is nil when there is none to wait for
-	agent   bool     // the guest agent exists
-	agentUp time.Time
-	heard   string // what systemd says of the guest agent, for reports
-	record  *record
-	note    string
+	written  chan struct{} // a file of the delivery was closed by its writer
+	carrier  string        // the unit that brings them; "" when the hypervisor needs none
+	carries  bool          // it is installed
+	job      host.Job      // its start; Result is nil when there is none to wait for
+	up       time.Time     // when it was up
+	heard    string        // what systemd says of it, for reports
+	record   *record
+	note     string
+	attempts []Attempt
 }
 
-// startAgent queues the start of the guest agent and waits for nothing: early in
+// watch listens to the files of the delivery until ctx ends.
+func (w *waiter) watch(ctx context.Context) error {
+	if w.sources.delivery == nil {
+		return nil
+	}
+	w.written = make(chan struct{}, 1)
+	for i, name := range w.sources.delivery.files {
+		folder := w.host.Path(filepath.Dir(name))
+		if _, err := os.Stat(folder); err != nil && i > 0 {
+			continue // an alternative that this template does not have
+		}
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return fmt.Errorf("cannot make the folder of %s: %w", name, err)
+		}
+		watch, err := w.host.WatchFile(name)
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer watch.Close()
+			for {
+				select {
+				case <-watch.Written:
+				case <-ctx.Done():
+					return
+				}
+				select {
+				case w.written <- struct{}{}:
+				default:
+				}
+			}
+		}()
+	}
+	return nil
+}
+
+// startCarrier queues the start of the carrier and waits for nothing: early in
 // boot the unit may be ordered after nodeagent's own (pain-point S2).
-func (w *waiter) startAgent(ctx context.Context) {
-	unit, err := w.host.Units.State(ctx, guestAgent)
-	if err == nil && unit.Exists() {
-		w.agent = true
-		w.job, err = w.host.Units.Start(ctx, guestAgent)
+func (w *waiter) startCarrier(ctx context.Context) {
+	var err error
+	for _, name := range w.sources.carriers {
+		var unit host.Unit
+		if unit, err = w.host.Units.State(ctx, name); err != nil {
+			break
+		}
+		if w.carrier == "" || unit.Exists() {
+			w.carrier = name
+		}
+		if unit.Exists() {
+			w.carries = true
+			w.job, err = w.host.Units.Start(ctx, name)
+			break
+		}
 	}
 	if err != nil {
-		w.report("cannot start the guest agent: %v", err)
+		w.report("cannot start %s: %v", strings.Join(w.sources.carriers, " or "), err)
 	}
 	if w.job.Result == nil {
-		w.agentUp = time.Now()
+		w.up = time.Now()
 	}
 }
 
-// agentState describes the guest agent for a message. A start that systemd took
-// is not yet an agent that runs (pain-point C3), so it asks systemd.
-func (w *waiter) agentState(ctx context.Context) string {
+// awaitCarrier waits until the start of the carrier has ended, one way or the
+// other.
+func (w *waiter) awaitCarrier(ctx context.Context) error {
+	w.report("waiting for %s to start", w.carrier)
+	timer := time.NewTimer(w.options.Wait)
+	defer timer.Stop()
+	select {
+	case <-w.job.Result:
+	case <-timer.C:
+	case <-ctx.Done():
+		return w.interrupted(ctx)
+	}
+	w.job.Result = nil
+	return nil
+}
+
+func (w *waiter) interrupted(ctx context.Context) error {
+	return fmt.Errorf("cannot wait for the boot args (%s): %w", w.state(ctx), context.Cause(ctx))
+}
+
+// state describes hypervisor and carrier for a message. A start that systemd took
+// is not yet a service that runs (pain-point C3), so it asks systemd.
+func (w *waiter) state(ctx context.Context) string {
+	if len(w.sources.carriers) == 0 {
+		return "hypervisor " + string(w.hypervisor)
+	}
+	return fmt.Sprintf("hypervisor %s, %s", w.hypervisor, w.carrierState(ctx))
+}
+
+func (w *waiter) carrierState(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	unit, err := w.host.Units.State(ctx, guestAgent)
+	name := w.carrier
+	if name == "" {
+		name = w.sources.carriers[0]
+	}
+	unit, err := w.host.Units.State(ctx, name)
 	switch {
 	case err != nil:
-		return fmt.Sprintf("the state of %s is not known: %v", guestAgent, err)
+		return fmt.Sprintf("the state of %s is not known: %v", name, err)
 	case !unit.Exists():
-		return fmt.Sprintf("%s is not installed", guestAgent)
+		return fmt.Sprintf("%s is not installed", name)
 	case unit.Result != "" && unit.Result != "success":
-		return fmt.Sprintf("%s is %s (%s)", guestAgent, unit.ActiveState, unit.Result)
+		return fmt.Sprintf("%s is %s (%s)", name, unit.ActiveState, unit.Result)
 	}
-	return fmt.Sprintf("%s is %s", guestAgent, unit.ActiveState)
+	return fmt.Sprintf("%s is %s", name, unit.ActiveState)
 }
 
-func (w *waiter) readFWCfg(ctx context.Context) string {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	// Without the module there is no fw_cfg; on other machines there is no module.
-	_, _ = w.host.Run.Run(ctx, host.Command{Path: "/sbin/modprobe", Args: []string{"qemu_fw_cfg"}})
-	data, err := w.host.ReadFile(fwCfgFile)
-	if err != nil || strings.Trim(string(data), " \t\r\n\x00") == "" {
-		return ""
-	}
-	return strings.TrimRight(string(data), "\r\n\x00")
-}
-
-// acceptFWCfg also puts the args where CloudStack's scripts, which run as root,
-// look for them.
-func (w *waiter) acceptFWCfg(text string) (BootArgs, Source, error) {
-	source := Source{Name: SourceFWCfg, BootID: w.bootID, Written: w.booted}
-	if _, err := w.host.WriteFile(CmdlineFile, []byte(text+"\n"), 0o600); err != nil {
-		source.Note = err.Error()
-	}
-	return w.accept(readCmdline(w.host), text, source)
-}
-
-// await looks at the file, decides, and waits for the next event.
-func (w *waiter) await(ctx context.Context, watch *host.FileWatch) (BootArgs, Source, error) {
+// await looks at what was delivered, decides, and waits for the next event.
+func (w *waiter) await(ctx context.Context) (BootArgs, Source, error) {
+	awaits := w.sources.delivery.awaits
 	var closed bool // the file's writer has closed it since the last look
 	var partial time.Time
 	for {
-		file := readCmdline(w.host)
-		if file.err != nil {
-			return BootArgs{}, Source{}, fault.Wrap(fault.BootArgsMissing, file.err, "cannot read the boot args")
+		file, err := w.look()
+		if err != nil {
+			return BootArgs{}, Source{}, fault.Wrap(fault.BootArgsMissing, err, "cannot read the boot args")
 		}
 		verdict := judge(file, w.record, w.bootID, w.booted)
 		var until time.Time
 		switch verdict {
 		case ours:
-			return w.again(file)
+			args, source := w.again()
+			return args, source, nil
 		case fresh:
-			// A file that is being written has neither been closed nor ends in a newline.
-			if closed || file.whole() {
-				return w.acceptFile(file, "")
+			// A file that is being written has neither been closed nor ends as it should.
+			if closed || file.whole {
+				return w.acceptDelivered(file, "")
 			}
 			if partial.IsZero() {
 				partial = time.Now()
 			}
 			until = partial.Add(w.options.StaleGrace)
+			w.report("waiting for %s to the end%s", awaits, w.heard)
 		case stale:
 			until = w.deadline(w.options.StaleGrace)
+			w.report("waiting until %s for %s anew; those of an earlier boot are there%s", until.UTC().Format("15:04:05"), awaits, w.heard)
 		case absent:
 			until = w.deadline(w.options.Wait)
+			w.report("waiting until %s for %s%s", until.UTC().Format("15:04:05"), awaits, w.heard)
 		}
 		closed = false
-		w.report("waiting for the host to write them through the guest agent%s", w.heard)
 
 		timer := time.NewTimer(time.Until(until))
 		select {
-		case <-watch.Written:
+		case <-w.written:
 			closed = true
 		case <-w.job.Result:
-			w.job.Result, w.agentUp = nil, time.Now()
-			w.heard = " (" + w.agentState(ctx) + ")"
+			w.job.Result, w.up = nil, time.Now()
+			w.heard = " (" + w.carrierState(ctx) + ")"
 		case <-timer.C:
-			switch verdict {
-			case fresh:
-				return w.acceptFile(file, "taken although the host has not ended writing")
-			case stale:
-				return w.fallBack(ctx, file)
-			default:
-				return BootArgs{}, Source{}, fault.New(fault.BootArgsMissing,
-					"no boot args after %s: the host has not written %s through the guest agent; %s",
-					w.options.Wait, CmdlineFile, w.agentState(ctx))
+			if verdict == fresh {
+				return w.acceptDelivered(file, "taken although the host has not ended writing")
 			}
+			w.attempts = append(w.attempts, Attempt{w.sources.delivery.name,
+				fmt.Sprintf("nothing came into %s; %s", strings.Join(w.sources.delivery.files, " or "), w.carrierState(ctx))})
+			return w.fallBack(ctx, file)
 		case <-ctx.Done():
 			timer.Stop()
-			return BootArgs{}, Source{}, fmt.Errorf("cannot wait for the boot args (%s): %w", w.agentState(ctx), context.Cause(ctx))
+			return BootArgs{}, Source{}, w.interrupted(ctx)
 		}
 		timer.Stop()
 	}
 }
 
-// deadline counts from when the guest agent runs: the host cannot write before,
-// and a busy host boots slowly. An agent that does not start at all is waited for
-// no longer than agentWait.
+// look reads the newest of the delivery's files that has boot args.
+func (w *waiter) look() (delivered, error) {
+	var newest delivered
+	for _, name := range w.sources.delivery.files {
+		file, err := readDelivered(w.host, name, w.sources.delivery.parse)
+		if err != nil {
+			return delivered{}, err
+		}
+		if newest.text == "" || file.text != "" && file.written.After(newest.written) {
+			newest = file
+		}
+	}
+	return newest, nil
+}
+
+// deadline counts from when the carrier runs: the host cannot write before, and a
+// busy host boots slowly. One that does not start at all is waited for no longer
+// than carrierWait.
 func (w *waiter) deadline(wait time.Duration) time.Time {
-	if w.agentUp.IsZero() {
-		return w.began.Add(agentWait + wait)
+	if w.up.IsZero() {
+		return w.began.Add(carrierWait + wait)
 	}
-	return w.agentUp.Add(wait)
+	return w.up.Add(wait)
 }
 
-func (w *waiter) acceptFile(file cmdline, note string) (BootArgs, Source, error) {
-	name := SourceFile
-	if w.agent {
-		name = SourceGuestAgent
+// acceptHeld takes what the machine holds. Until its next start from CloudStack
+// it holds the same, so a later boot asks again and nothing goes stale.
+func (w *waiter) acceptHeld(name, text string) (BootArgs, Source, error) {
+	text = strings.TrimRight(text, "\r\n\x00") + "\n"
+	if r := w.record; r != nil && r.BootID == w.bootID && r.Source == name && r.Text == text {
+		args, source := w.again()
+		return args, source, nil
 	}
-	return w.accept(file, file.text, Source{Name: name, BootID: w.bootID, Written: file.written, Note: note})
+	return w.accept(name, text, delivered{name: CmdlineFile}, time.Now(), "")
 }
 
-// accept records new boot args. A record that cannot be written is no reason to
-// be without them: it is noted.
-func (w *waiter) accept(file cmdline, text string, source Source) (BootArgs, Source, error) {
+func (w *waiter) acceptDelivered(file delivered, note string) (BootArgs, Source, error) {
+	name := w.sources.delivery.name
+	if name == SourceGuestAgent && !w.carries {
+		name = SourceFile
+	}
+	return w.accept(name, file.text, file, file.written, note)
+}
+
+// accept leaves new boot args to CloudStack's programs and records them. What of
+// that cannot be written is no reason to be without them: it is noted.
+func (w *waiter) accept(name, text string, file delivered, written time.Time, note string) (BootArgs, Source, error) {
+	source := w.source(name, written)
+	source.BootID = w.bootID
+	source.note(note)
 	source.note(w.note)
-	saved := record{BootID: w.bootID, Source: source.Name, Written: source.Written,
+	byHost := file.name == CmdlineFile && file.text != ""
+	if err := leave(w.host, text, byHost); err != nil {
+		source.note(err.Error())
+	}
+	if file.name == CmdlineFile && !byHost {
+		// The file is of this boot now: the record tells that it is no delivery.
+		file, _ = readDelivered(w.host, CmdlineFile, parseCmdlineFile)
+	}
+	saved := record{BootID: w.bootID, Source: name, Written: written, File: file.name,
 		ModTime: file.written.UnixNano(), Size: len(file.text), SHA256: digest(file.text), Text: text}
 	data, err := json.Marshal(saved)
 	if err == nil {
@@ -261,25 +406,62 @@ func (w *waiter) accept(file cmdline, text string, source Source) (BootArgs, Sou
 }
 
 // again returns what an earlier run of nodeagent in this boot accepted.
-func (w *waiter) again(file cmdline) (BootArgs, Source, error) {
-	return ParseBootArgs(w.record.Text), Source{Name: w.record.Source, BootID: w.bootID, Written: w.record.Written,
-		Note: "accepted earlier in this boot"}, nil
+func (w *waiter) again() (BootArgs, Source) {
+	source := w.source(w.record.Source, w.record.Written)
+	source.BootID = w.bootID
+	source.note("accepted earlier in this boot")
+	return ParseBootArgs(w.record.Text), source
 }
 
 // fallBack returns the args of an earlier boot. The record stays as it is: they
 // are stale for the rest of this boot.
-func (w *waiter) fallBack(ctx context.Context, file cmdline) (BootArgs, Source, error) {
-	source := Source{Name: SourcePersisted, Stale: true, Written: file.written,
-		Note: "the host sent none on this boot; " + w.agentState(ctx)}
-	source.note(w.note)
-	text := file.text
+func (w *waiter) fallBack(ctx context.Context, file delivered) (BootArgs, Source, error) {
+	text, written, bootID := file.text, file.written, ""
 	if w.record != nil {
-		source.BootID = w.record.BootID
-		if text == "" || !file.whole() && len(w.record.Text) > len(text) {
-			text, source.Written = w.record.Text, w.record.Written
+		bootID = w.record.BootID
+		if text == "" || !file.whole && len(w.record.Text) > len(text) {
+			text, written = w.record.Text, w.record.Written
 		}
 	}
+	if text == "" && file.name != CmdlineFile {
+		// What CloudStack's scripts left before nodeagent came into the template.
+		left, err := readDelivered(w.host, CmdlineFile, parseCmdlineFile)
+		if err != nil {
+			w.attempts = append(w.attempts, Attempt{CmdlineFile, err.Error()})
+		}
+		text, written = left.text, left.written
+	}
+	if text == "" {
+		return BootArgs{}, Source{}, w.missing(ctx)
+	}
+	source := w.source(SourcePersisted, written)
+	source.Stale, source.BootID = true, bootID
+	if last := len(w.attempts) - 1; last >= 0 {
+		source.note(w.attempts[last].Source + ": " + w.attempts[last].Result)
+	}
+	source.note(w.note)
 	return ParseBootArgs(text), source, nil
+}
+
+// missing names every place that was looked at.
+func (w *waiter) missing(ctx context.Context) error {
+	var looked []string
+	for _, attempt := range w.attempts {
+		looked = append(looked, attempt.Source+": "+attempt.Result)
+	}
+	waited := ""
+	if w.sources.delivery != nil {
+		waited = fmt.Sprintf(" after %s", w.options.Wait)
+	}
+	err := fault.New(fault.BootArgsMissing, "no boot args%s (%s); %s", waited, w.state(ctx), strings.Join(looked, "; "))
+	if w.sources.hint != "" {
+		err = err.WithHint("%s", w.sources.hint)
+	}
+	return err
+}
+
+func (w *waiter) source(name string, written time.Time) Source {
+	return Source{Name: name, Hypervisor: w.hypervisor, Written: written, Age: w.booted.Sub(written), Attempts: w.attempts}
 }
 
 func (s *Source) note(text string) {
@@ -289,37 +471,34 @@ func (s *Source) note(text string) {
 	s.Note += text
 }
 
-// cmdline is CmdlineFile at one moment; text is "" when there is none.
-type cmdline struct {
+// delivered is one of a delivery's files at one moment; text is "" when it has no
+// boot args.
+type delivered struct {
+	name    string
 	text    string
+	whole   bool // although its writer may not have closed it
 	written time.Time
-	err     error
 }
 
-// whole says that the text ends as the host's text does: patch.sh echoes it.
-func (c cmdline) whole() bool { return strings.HasSuffix(c.text, "\n") }
-
-func readCmdline(h *host.Host) cmdline {
-	file, err := os.Open(h.Path(CmdlineFile))
+func readDelivered(h *host.Host, name string, parse func([]byte) (string, bool)) (delivered, error) {
+	file, err := os.Open(h.Path(name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return cmdline{}
+		return delivered{name: name}, nil
 	}
 	if err != nil {
-		return cmdline{err: err}
+		return delivered{}, err
 	}
 	defer file.Close()
 	info, err := file.Stat()
 	if err != nil {
-		return cmdline{err: err}
+		return delivered{}, err
 	}
 	data, err := io.ReadAll(io.LimitReader(file, MaxBootArgs+1))
 	if err != nil {
-		return cmdline{err: err}
+		return delivered{}, err
 	}
-	if strings.Trim(string(data), " \t\r\n\x00") == "" {
-		return cmdline{}
-	}
-	return cmdline{text: string(data), written: info.ModTime()}
+	text, whole := parse(data)
+	return delivered{name, text, whole, info.ModTime()}, nil
 }
 
 // record is what nodeagent remembers of the boot args it accepted last. It holds
@@ -328,7 +507,8 @@ type record struct {
 	BootID  string    `json:"bootID"`
 	Source  string    `json:"source"`
 	Written time.Time `json:"written"`
-	ModTime int64     `json:"modTime"` // of CmdlineFile, nanoseconds
+	File    string    `json:"file"`    // the delivery's, whose state follows
+	ModTime int64     `json:"modTime"` // nanoseconds
 	Size    int       `json:"size"`
 	SHA256  string    `json:"sha256"`
 	Text    string    `json:"text"`
@@ -349,8 +529,8 @@ func readRecord(h *host.Host) (*record, string) {
 	return &r, ""
 }
 
-func (r *record) describes(file cmdline) bool {
-	return file.written.UnixNano() == r.ModTime && len(file.text) == r.Size && digest(file.text) == r.SHA256
+func (r *record) describes(file delivered) bool {
+	return file.name == r.File && file.written.UnixNano() == r.ModTime && len(file.text) == r.Size && digest(file.text) == r.SHA256
 }
 
 func digest(text string) string {
@@ -358,7 +538,7 @@ func digest(text string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// verdict is what a look at CmdlineFile tells.
+// verdict is what a look at a delivery tells.
 type verdict string
 
 const (
@@ -374,7 +554,7 @@ const slack = time.Second
 // judge tells new boot args from those a persistent disk still holds from an
 // earlier boot. The record is the better witness: file times depend on a clock
 // that may have been set since.
-func judge(file cmdline, r *record, bootID string, booted time.Time) verdict {
+func judge(file delivered, r *record, bootID string, booted time.Time) verdict {
 	thisBoot := r != nil && r.BootID == bootID
 	switch {
 	case file.text == "" && r == nil:

@@ -48,30 +48,35 @@ const longAgo = -100000 * time.Hour // before any machine that runs this was boo
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	booted := time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
-	at := func(d time.Duration) cmdline { return cmdline{text: testArgs, written: booted.Add(d)} }
-	of := func(bootID string, file cmdline) *record {
-		return &record{BootID: bootID, ModTime: file.written.UnixNano(), Size: len(file.text), SHA256: digest(file.text), Text: file.text}
+	at := func(d time.Duration) delivered {
+		return delivered{name: CmdlineFile, text: testArgs, whole: true, written: booted.Add(d)}
+	}
+	of := func(bootID string, file delivered) *record {
+		return &record{BootID: bootID, File: file.name, ModTime: file.written.UnixNano(), Size: len(file.text), SHA256: digest(file.text), Text: file.text}
 	}
 	other := at(-time.Hour)
 	other.text += "x"
+	pool := at(time.Second)
+	pool.name = kvpPool
 	for _, test := range []struct {
 		name   string
-		file   cmdline
+		file   delivered
 		record *record
 		want   verdict
 	}{
-		{"nothing", cmdline{}, nil, absent},
+		{"nothing", delivered{}, nil, absent},
 		{"first boot, written since", at(time.Second), nil, fresh},
 		{"first boot, written at the kernel's start by a coarse clock", at(-time.Millisecond), nil, fresh},
 		{"template with a file in it", at(-time.Hour), nil, stale},
 		{"nodeagent restarted", at(time.Second), of("now", at(time.Second)), ours},
-		{"nodeagent restarted while the host writes again", cmdline{}, of("now", at(time.Second)), ours},
+		{"nodeagent restarted while the host writes again", delivered{}, of("now", at(time.Second)), ours},
 		{"the host wrote again in this boot", at(2 * time.Second), of("now", at(time.Second)), fresh},
 		{"rebooted, nothing sent", at(-time.Hour), of("before", at(-time.Hour)), stale},
-		{"rebooted, file truncated or gone", cmdline{}, of("before", at(-time.Hour)), stale},
+		{"rebooted, file truncated or gone", delivered{}, of("before", at(-time.Hour)), stale},
 		{"rebooted, new file", at(time.Second), of("before", at(-time.Hour)), fresh},
 		{"rebooted, the same text anew", at(time.Second), of("before", at(-time.Minute)), fresh},
 		{"written after the record, still before this boot", other, of("before", at(-2*time.Hour)), stale},
+		{"another file that looks the same", pool, of("before", at(time.Second)), fresh},
 		{"unchanged, though the clock now says it is new", at(time.Hour), of("before", at(time.Hour)), stale},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -104,9 +109,10 @@ func TestAwaitBootArgsOverBoots(t *testing.T) {
 	if actions := m.Actions(); !strings.Contains(strings.Join(actions, "\n"), "start "+guestAgent) {
 		t.Errorf("actions = %q, want the guest agent started", actions)
 	}
-	info, err := os.Stat(m.Path(recordFile))
-	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("record: %v, %v; want mode 0600", info, err)
+	for _, name := range []string{recordFile, CmdlineFile, cmdlineJSON} {
+		if info, err := os.Stat(m.Path(name)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v; want mode 0600", name, info, err)
+		}
 	}
 	await("n1", SourceGuestAgent, "boot-1", false) // nodeagent restarted
 
@@ -195,6 +201,12 @@ func TestAwaitBootArgsWithoutThem(t *testing.T) {
 			if got := fault.As(err); got.Code != fault.BootArgsMissing || !strings.Contains(got.Message, test.want) || !strings.Contains(got.Message, "300ms") {
 				t.Errorf("error = %q (%s), want %s naming the wait and %q (C3)", got.Message, got.Code, fault.BootArgsMissing, test.want)
 			}
+			// What was looked at, on a machine that could be anything.
+			for _, want := range []string{"hypervisor unknown", overrideFile, "opt/cloudstack/cmdline", CmdlineFile} {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error %q does not name %s", err, want)
+				}
+			}
 		})
 	}
 }
@@ -220,6 +232,26 @@ func TestAwaitBootArgsFromFWCfg(t *testing.T) {
 	args, source, err := AwaitBootArgs(t.Context(), m.Host(), AwaitOptions{}, quiet)
 	if err != nil || args.Name() != "n1" || source.Name != SourceFWCfg || source.Stale {
 		t.Fatalf("got %v, %+v, %v; want the args of fw_cfg at once", args, source, err)
+	}
+	before, err := os.Stat(m.Path(recordFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A nodeagent that starts once more in this boot has nothing to write.
+	_, source, err = AwaitBootArgs(t.Context(), m.Host(), AwaitOptions{}, quiet)
+	after, statErr := os.Stat(m.Path(recordFile))
+	if err != nil || statErr != nil || source.Name != SourceFWCfg || !os.SameFile(before, after) {
+		t.Errorf("again: %+v, %v, %v; want the record as it is", source, err, statErr)
+	}
+	// Without fw_cfg next time: what nodeagent wrote itself is no delivery.
+	m.SetBootID("boot-2")
+	if err := os.RemoveAll(m.Path(fwCfg)); err != nil {
+		t.Fatal(err)
+	}
+	m.Program("/sbin/modprobe", func(host.Command) (string, error) { return "", nil })
+	args, source, err = AwaitBootArgs(t.Context(), m.Host(), soon(), quiet)
+	if err != nil || args.Name() != "n1" || !source.Stale || source.BootID != "boot-1" {
+		t.Errorf("on the next boot: %v, %+v, %v; want those of the first, stale", args, source, err)
 	}
 	if got := m.Read(CmdlineFile); got != testArgs {
 		t.Errorf("%s = %q, want the args for CloudStack's scripts", CmdlineFile, got)

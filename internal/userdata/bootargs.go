@@ -34,7 +34,7 @@ type BootArgs struct {
 type parsedArgs struct {
 	keys   []string // in the order of their first mention
 	values map[string]string
-	twice  []string // keys given more than once
+	twice  []string // keys given more than once, with other values
 	words  []string // words without "="
 	cut    bool     // longer than MaxBootArgs
 }
@@ -56,9 +56,10 @@ func ParseBootArgs(text string) BootArgs {
 			parsed.words = append(parsed.words, word)
 			continue
 		}
-		if _, known := parsed.values[key]; !known {
+		if earlier, known := parsed.values[key]; !known {
 			parsed.keys = append(parsed.keys, key)
-		} else if !slices.Contains(parsed.twice, key) {
+		} else if earlier != value && !slices.Contains(parsed.twice, key) {
+			// A redundant router's line has some keys twice, with the same value.
 			parsed.twice = append(parsed.twice, key)
 		}
 		parsed.values[key] = value
@@ -251,7 +252,6 @@ func parsePrefixes(text string) ([]netip.Prefix, error) {
 	return networks, nil
 }
 
-// RFC 1123, 2.1, labels of at most 63; upper case is folded by whoever needs it.
 // maxGiB keeps a size in GiB within 63 bits of bytes.
 const maxGiB = 1<<33 - 1
 
@@ -268,6 +268,7 @@ func (a BootArgs) RootDiskBytes() int64 {
 
 const rootDiskSize = "rootdisksize"
 
+// RFC 1123, 2.1; upper case is folded by whoever needs it.
 var hostname = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$`)
 
 // The kernel takes 64, RFC 1123 asks for 63 to be possible.
@@ -302,16 +303,18 @@ func (a BootArgs) Problems() []Problem {
 	if len(interfaces) == 0 && len(wrong) == 0 && a.Type() == typeNode {
 		add(a.problem("eth0ip", "no interface has an address; a node needs one"))
 	}
-	for _, key := range nameserverKeys() {
-		if _, err := parseAddress(a.text(key)); err != nil {
-			add(a.problem(key, "not an IP address"))
+	kinds := kindsOfKeys()
+	for _, key := range a.Keys() {
+		kind, typed := kinds[genericKey(key)]
+		value := a.text(key)
+		if !typed || value == "" || kind.valid(value) {
+			continue
 		}
-	}
-	if _, err := parsePrefixes(a.text("mgmtcidr")); err != nil {
-		warn(a.problem("mgmtcidr", "not a network such as 10.0.0.0/16"))
-	}
-	if _, err := parseAddress(a.text("localgw")); err != nil {
-		warn(a.problem("localgw", "not an IP address"))
+		if slices.Contains(nameserverKeys(), key) {
+			add(a.problem(key, "not %s", kind.name))
+		} else {
+			warn(a.problem(key, "not %s", kind.name))
+		}
 	}
 	if size := a.text(rootDiskSize); size != "" && size != "-1" && a.RootDiskBytes() == 0 {
 		add(a.problem(rootDiskSize, "not a number of GiB such as 20"))

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -19,6 +20,8 @@ import (
 // cloudConfig is a #cloud-config document (cloud-init documentation, "User data
 // formats"), with the nodes of the parts nodeagent looks at.
 type cloudConfig struct {
+	origin string // what its lines are counted in, for people
+	lines  []int  // where they stand in the userdata; nil where they were
 	root   *yaml.Node
 	files  []configFile
 	runcmd []runEntry
@@ -31,8 +34,9 @@ type cloudConfig struct {
 // configFile is an entry of write_files.
 type configFile struct {
 	path    string
-	content string // decoded
+	content string // decoded, where it was looked at
 	node    *yaml.Node
+	config  *cloudConfig
 }
 
 // runEntry is an entry of runcmd.
@@ -41,33 +45,91 @@ type runEntry struct {
 	node   *yaml.Node
 }
 
+// only says that an entry holds nothing but commands of one kind.
+func (e runEntry) only(is func(c shellCommand) bool) bool {
+	return e.script.beyond == "" && e.script.open == "" && !slices.ContainsFunc(e.script.commands, func(c shellCommand) bool { return !is(c) })
+}
+
+// about says that a text occurs in an entry, wherever.
+func (e runEntry) about(text string) bool {
+	if e.node.Kind == yaml.ScalarNode {
+		return strings.Contains(e.node.Value, text)
+	}
+	return slices.ContainsFunc(e.node.Content, func(word *yaml.Node) bool { return strings.Contains(word.Value, text) })
+}
+
+// source is where something was read, for Intent.Origins.
+type source struct {
+	config *cloudConfig
+	file   string // a file in it, or ""
+	before int    // lines before the file's first; 0 where the file's lines are not the text's
+}
+
+// line names a line of the file.
+func (s source) line(n int, what string) string {
+	switch {
+	case s.config == nil:
+		return what
+	case s.before > 0:
+		return fmt.Sprintf("%s line %d (%s: %s)", s.config.origin, s.config.line(s.before+n), s.file, what)
+	}
+	return fmt.Sprintf("%s (%s line %d: %s)", s.config.origin, s.file, n, what)
+}
+
+// whole names the file.
+func (s source) whole(what string) string {
+	if what != "" {
+		what = ": " + what
+	}
+	return fmt.Sprintf("%s (%s%s)", s.config.origin, s.file, what)
+}
+
+func (f configFile) source() source {
+	from := source{config: f.config, file: withoutSecrets(f.path)}
+	if content := get(f.node, "content"); content != nil && content.Style&yaml.LiteralStyle != 0 && text(get(f.node, "encoding")) == "" {
+		from.before = content.Line
+	}
+	return from
+}
+
+// tell says what the document's lines are lines of. A template has lines more than
+// what it renders to, and some that become another text.
+func (c *cloudConfig) tell(origin string, template, rendered []byte) {
+	c.origin, c.lines = origin, nil
+	if bytes.Equal(template, rendered) {
+		return
+	}
+	of := strings.Split(strings.ReplaceAll(string(template), "\r\n", "\n"), "\n")
+	places := map[string][]int{}
+	for i, line := range of {
+		places[line] = append(places[line], i+1)
+	}
+	last := 0
+	c.lines = []int{0}
+	for line := range strings.SplitSeq(string(rendered), "\n") {
+		at := places[line]
+		for len(at) > 0 && at[0] <= last {
+			at = at[1:]
+		}
+		if places[line] = at; len(at) > 0 {
+			last = at[0]
+		}
+		c.lines = append(c.lines, last)
+	}
+}
+
+func (c *cloudConfig) line(n int) int {
+	if n < len(c.lines) {
+		return c.lines[n]
+	}
+	return n
+}
+
 const (
 	maxDepth = 32
 	maxNodes = 20000
 	maxFile  = 1 << 20 // bytes of one file, unpacked
 )
-
-// format says what kind of userdata a text is, "" for a cloud-config.
-func format(raw []byte) string {
-	text := bytes.TrimPrefix(raw, []byte("\ufeff"))
-	first, _, _ := bytes.Cut(text, []byte("\n"))
-	line := strings.TrimSpace(string(first))
-	switch {
-	case line == "#cloud-config":
-		return ""
-	case strings.HasPrefix(line, "## template:"):
-		return "a template (" + quote(line) + ")"
-	case bytes.HasPrefix(raw, []byte{0x1f, 0x8b}):
-		return "compressed"
-	case strings.HasPrefix(strings.ToLower(line), "content-type:"), strings.HasPrefix(strings.ToLower(line), "mime-version:"):
-		return "a MIME archive"
-	case strings.HasPrefix(line, "#!"):
-		return "a script"
-	case strings.HasPrefix(line, "#"):
-		return "of another kind (" + quote(line) + ")"
-	}
-	return "no cloud-config"
-}
 
 // yamlQuotes are the parts of a YAML error that may repeat the text.
 var yamlQuotes = regexp.MustCompile("(['\"`])[^'\"`]{2,}['\"`]")
@@ -88,7 +150,7 @@ func readCloudConfig(raw []byte) (*cloudConfig, error) {
 	if len(document.Content) != 1 || document.Content[0].Kind != yaml.MappingNode {
 		return nil, errors.New("it is not a YAML mapping")
 	}
-	c := &cloudConfig{root: document.Content[0]}
+	c := &cloudConfig{origin: "user-data", root: document.Content[0]}
 	nodes := 0
 	if err := c.bound(c.root, 0, &nodes); err != nil {
 		return nil, err
@@ -179,25 +241,19 @@ func (c *cloudConfig) read() error {
 }
 
 func (c *cloudConfig) readFile(node *yaml.Node) error {
-	file := configFile{path: text(get(node, "path")), node: node}
+	file := configFile{path: text(get(node, "path")), node: node, config: c}
+	if file.path != "" {
+		file.path = path.Clean(file.path)
+	}
 	if !isOurs(file.path) {
 		// cloud-init's work: whatever it holds passes through.
 		c.files = append(c.files, file)
 		return nil
 	}
-	content := get(node, "content")
-	if content == nil {
-		return fmt.Errorf("line %d: %s has no content", node.Line, file.path)
+	if err := file.decode(); err != nil {
+		return err
 	}
-	encoding := text(get(node, "encoding"))
-	if content.Tag == "!!binary" {
-		encoding = "b64"
-	}
-	var err error
-	if file.content, err = decode(content.Value, encoding); err != nil {
-		return fmt.Errorf("line %d: cannot decode the content of %s: %w", node.Line, file.path, err)
-	}
-	if strings.EqualFold(text(get(node, "append")), "true") || get(node, "source") != nil || get(node, "defer") != nil {
+	if file.changes() {
 		c.strange = append(c.strange, fmt.Sprintf("%s is appended to, deferred or downloaded", file.path))
 	}
 	for _, other := range c.files {
@@ -206,6 +262,28 @@ func (c *cloudConfig) readFile(node *yaml.Node) error {
 		}
 	}
 	c.files = append(c.files, file)
+	return nil
+}
+
+// changes says that the entry is not the file's whole content from the start.
+func (f configFile) changes() bool {
+	return strings.EqualFold(text(get(f.node, "append")), "true") || get(f.node, "source") != nil || get(f.node, "defer") != nil
+}
+
+// decode fills in the content.
+func (f *configFile) decode() error {
+	content := get(f.node, "content")
+	if content == nil {
+		return fmt.Errorf("line %d: %s has no content", f.node.Line, f.path)
+	}
+	encoding := text(get(f.node, "encoding"))
+	if content.Tag == "!!binary" {
+		encoding = "b64"
+	}
+	var err error
+	if f.content, err = decode(content.Value, encoding); err != nil {
+		return fmt.Errorf("line %d: cannot decode the content of %s: %w", f.node.Line, f.path, err)
+	}
 	return nil
 }
 
@@ -279,13 +357,22 @@ func countKeys(node *yaml.Node) int {
 	return count
 }
 
-// file returns the content of a file nodeagent looks into. Of one written twice
-// the last content holds, as with cloud-init.
-func (c *cloudConfig) file(path string) (string, bool) {
+// find returns a file. Of one written twice the last holds, as with cloud-init.
+func (c *cloudConfig) find(name string) (configFile, bool) {
 	for _, file := range slices.Backward(c.files) {
-		if file.path == path {
-			return file.content, true
+		if file.path == path.Clean(name) {
+			err := file.decode()
+			return file, err == nil
 		}
 	}
-	return "", false
+	return configFile{}, false
+}
+
+// keysOf returns the document's keys.
+func (c *cloudConfig) keysOf() []string {
+	var keys []string
+	for i := 0; i < len(c.root.Content); i += 2 {
+		keys = append(keys, c.root.Content[i].Value)
+	}
+	return keys
 }

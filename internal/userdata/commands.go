@@ -4,6 +4,7 @@ package userdata
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -26,6 +27,7 @@ func whole(pattern string) rule { return rule{whole: regexp.MustCompile(`^(?:` +
 
 const (
 	iso       = `/mnt/k8sdisk/+`
+	etcdISO   = `/mnt/etcddisk/+`
 	manifests = `/tmp/k8sconfigscripts/+`
 	// program is one of the binaries, spelled out, as a brace list, or as a loop's variable.
 	program = `(?:kubeadm|kubelet|kubectl|\{kubeadm,kubelet,kubectl\})`
@@ -36,8 +38,8 @@ const (
 	arpSetting      = `net\.ipv4\.conf\.(?:default|all|eth0|ens35)\.arp_(?:announce|ignore)`
 )
 
-// ownCommands are the programs of the setup and deploy scripts.
-var ownCommands = sync.OnceValue(func() map[string]rule {
+// shellCommands change nothing by themselves.
+var shellCommands = sync.OnceValue(func() map[string]rule {
 	anything := whole(`.*`)
 	return map[string]rule{
 		"[": anything, "[[": anything, "((": anything, "test": anything, "for": anything,
@@ -46,20 +48,35 @@ var ownCommands = sync.OnceValue(func() map[string]rule {
 		"echo": anything, "printf": anything, "id": anything, "wait": whole(``),
 		"grep": anything, "tail": anything, "head": anything, "base64": anything, "tr": anything, "wc": anything,
 		"sort": each(`-[rnuV]+`), // -o would write
-		"ls":   each(iso + `docker/?`),
+	}
+})
+
+// with adds programs to the shell's own.
+func with(programs map[string]rule) map[string]rule {
+	all := maps.Clone(shellCommands())
+	maps.Copy(all, programs)
+	return all
+}
+
+// nodeCommands are the programs of the setup and deploy scripts.
+var nodeCommands = sync.OnceValue(func() map[string]rule {
+	return with(map[string]rule{
+		"ls": each(iso + `docker/?`),
 
 		"cd":    whole(`/opt/bin/?`),
 		"blkid": each(`-o|device|-t|TYPE=iso9660|LABEL=\w+`),
 		"mount": each(`-o|ro|\$\w+|/mnt/k8sdisk/?`), "umount": each(`\$\w+|/mnt/k8sdisk/?`), "rmdir": each(`/mnt/k8sdisk/?`),
 		"eject": each(`\$\w+`),
-		"mkdir": each(`-p|/mnt/k8sdisk/?|/opt/cni/bin/?|/opt/bin/?|/opt/(?:autoscaler|provider|csi)/?|/tmp/k8sconfigscripts/?|` +
+		"mkdir": each(`-p|/mnt/k8sdisk/?|/aux-dwnld/?|/opt/cni/bin/?|/opt/bin/?|/opt/(?:autoscaler|provider|csi)/?|/tmp/k8sconfigscripts/?|` +
 			`/etc/systemd/system/kubelet\.service\.d/?|/root/\.kube/?`),
 		"tar":   each(`-[xzfvC]+|--extract|` + iso + `(?:cni|cri-tools)/\S+|/opt/(?:cni/)?bin/?`),
 		"chmod": each(`\+x|0?755|(?:/opt/bin/)?` + program),
-		"cp": each(`-[aifpr]+|\.|` + iso + `k8s/` + program + `|/opt/bin/(?:` + program + `)?|` + iso + `[\w*-]+\.yaml|` + manifests + `?|/tmp/k8sconfigscripts|` +
+		"cp": each(`-[aifpr]+|\.|` + iso + `k8s/` + program + `|/opt/bin(?:/(?:` + program + `)?)?|` + iso + `[\w*-]+\.yaml|` + manifests + `?|/tmp/k8sconfigscripts|` +
 			addOns + `|/etc/kubernetes/admin\.conf|/root/\.kube/config`),
-		"rm": each(`-[rf]+|/tmp/k8sconfigscripts/?`), "touch": each(`/home/cloud/success`),
-		"chown": each(`(?:\$:\$|root:root|0:0)|/root/\.kube/config`),
+		"rm": each(`-[rf]+|/tmp/k8sconfigscripts/?|/aux-dwnld/?`), "touch": each(`/home/cloud/success`),
+		"chown": each(`-R|(?:\$:\$|root:root|0:0)|/root/\.kube/config|/opt/cni/bin/?`),
+		// The way over the virtual router, whose address is read elsewhere.
+		"wget": whole(`-r -R index\.html\* \S+/cks-iso -P /aux-dwnld/?`), "mv": whole(`/aux-dwnld/\S+/cks-iso/\* /mnt/k8sdisk/?`),
 		"sed": whole(`s:/usr/bin:/opt/bin:g(?: ` + iso + `(?:kubelet\.service|10-kubeadm\.conf))?|` +
 			`-i s([|#])sandbox_image = \.\*[|#]sandbox_image = "\$\w+"[|#]g /etc/containerd/config\.toml|` +
 			`-i s/` + arpSetting + ` ?=\.\*\$?/` + arpSetting + ` = 0/ /etc/sysctl\.conf`),
@@ -77,7 +94,28 @@ var ownCommands = sync.OnceValue(func() map[string]rule {
 			`create clusterrolebinding headlamp-admin --clusterrole=cluster-admin --serviceaccount=kube-system:headlamp-admin`),
 		// The calls that make the node are read elsewhere, argument by argument.
 		"kubeadm": whole(`(?:init|join)(?: -.*| [^ ]*:.*|)|config images (?:pull|list).*|version.*|reset -f`),
-	}
+	})
+})
+
+// etcdCommands are the programs of the setup script of an etcd node.
+var etcdCommands = sync.OnceValue(func() map[string]rule {
+	return with(map[string]rule{
+		"blkid": each(`-o|device|-t|TYPE=iso9660|LABEL=\w+`),
+		"mount": each(`-o|ro|\$\w+|/mnt/etcddisk/?`), "umount": each(`\$\w+|/mnt/etcddisk/?`), "rmdir": each(`/mnt/etcddisk/?`),
+		"eject": each(`\$\w+`),
+		"mkdir": each(`-p|/mnt/etcddisk/?|/opt/bin/?`),
+		"tar":   each(`-[xzfvC]+|` + etcdISO + `etcd/\S+|/opt/bin/?`),
+		"mv":    whole(`/opt/bin/etcd\*/etcd\* /opt/bin/?`), "rm": each(`-[rf]+|/opt/bin/etcd-\*`),
+	})
+})
+
+// preparations are the commands that CloudStack's runcmd has before the scripts, as
+// far as they are not about containerd, and others that cannot matter to the node.
+var preparations = sync.OnceValue(func() map[string]rule {
+	return with(map[string]rule{
+		"chown":     each(`-R|cloud:cloud|/home/cloud(?:/\.ssh)?/?`),
+		"systemctl": whole(`daemon-reload`),
+	})
 })
 
 // ownFiles are the files those scripts write by redirection, with the commands
@@ -106,12 +144,21 @@ var containerdCommands = sync.OnceValue(func() map[string]rule {
 	}
 })
 
+// registryCommands are the programs of setup-containerd.
+var registryCommands = sync.OnceValue(func() map[string]rule {
+	return with(map[string]rule{
+		"containerd": whole(`config default`),
+		"sed":        whole(`-i (?s:/\\\[plugins\."io\.containerd\.grpc\.v1\.cri"\.registry(?:\.mirrors)?\\\]/a .*) /etc/containerd/config\.toml`),
+		"systemctl":  whole(`daemon-reload|restart containerd(?:\.service)?`),
+	})
+})
+
 var containerdFiles = sync.OnceValue(func() map[string]rule {
 	return map[string]rule{containerdConfig: whole(`containerd config default`)}
 })
 
 // ownVariables may be set for a command or exported.
-var ownVariables = regexp.MustCompile(`^(?:PATH|KUBECONFIG|LC_ALL|LANG)=`)
+var ownVariables = regexp.MustCompile(`^(?:PATH|KUBECONFIG|LC_ALL|LANG|registry\w*)=`)
 
 var binDirs = regexp.MustCompile(`^(?:/opt/bin|/usr/bin|/bin|/sbin|/usr/sbin)$`)
 
@@ -171,14 +218,23 @@ func allOwnVariables(args []string) bool {
 	return !slices.ContainsFunc(args, func(word string) bool { return !ownVariables.MatchString(word) })
 }
 
-// strangers describes the commands of a script that nodeagent does not know.
-func strangers(name string, s *shellScript) []string {
-	programs, files := ownCommands(), ownFiles()
+// strangers describes the commands of a script that can run and that nodeagent does
+// not know.
+func strangers(name string, s *shellScript, programs map[string]rule) []string {
+	files := ownFiles()
+	if name == path.Base(containerdScript) {
+		files = containerdFiles()
+	}
 	var found []string
 	for _, c := range s.commands {
-		if !knows(s, c, programs, files) {
-			found = append(found, fmt.Sprintf("%s line %d: the command %s is not one of CloudStack's", name, c.line, describe(s, c)))
+		if s.unreachable(c) || knows(s, c, programs, files) {
+			continue
 		}
+		if slices.ContainsFunc(c.words, func(word string) bool { return strings.Contains(word, "{{") }) {
+			found = append(found, fmt.Sprintf("%s line %d holds a placeholder that CloudStack has not filled in", name, c.line))
+			continue
+		}
+		found = append(found, fmt.Sprintf("%s line %d: the command %s is not one of CloudStack's", name, c.line, describe(s, c)))
 	}
 	if s.beyond != "" {
 		found = append(found, fmt.Sprintf("%s: the script uses %s", name, s.beyond))

@@ -3,15 +3,13 @@
 package userdata
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
-	"path"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-
-	"go.yaml.in/yaml/v3"
 
 	"nodeagent/internal/fault"
 	"nodeagent/internal/secret"
@@ -22,11 +20,23 @@ type Mode string
 
 // Modes.
 const (
-	ModeNone             Mode = "none" // no CKS userdata
+	ModeNone             Mode = "none" // the userdata makes no Kubernetes node
 	ModeInit             Mode = "init"
 	ModeJoin             Mode = "join"
 	ModeJoinControlPlane Mode = "joinControlPlane"
 	ModeEtcd             Mode = "etcd"
+)
+
+// Flavor says whose way of describing a node the userdata follows.
+type Flavor string
+
+// Flavors.
+const (
+	FlavorNone       Flavor = ""
+	FlavorCloudStack Flavor = "cloudstack"  // the scripts of CloudStack's Kubernetes service
+	FlavorNodeConfig Flavor = "nodeconfig"  // nodeagent's own (docs/nodeconfig.md)
+	FlavorClusterAPI Flavor = "cluster-api" // Cluster API's kubeadm bootstrap provider
+	FlavorKubeadm    Flavor = "kubeadm"     // commands of the administrator that call kubeadm
 )
 
 // Who makes the node.
@@ -37,26 +47,58 @@ const (
 
 // Intent is what the userdata asks for.
 type Intent struct {
-	Mode           Mode
-	Version        string // of Kubernetes, as given; "" leaves it to the kubeadm on the ISO
-	Endpoint       string // host:port of the API server
-	CertSANs       []string
-	Token          secret.Text
-	TokenTTL       string // as given to kubeadm: "0" never expires (pain-point C26)
-	CertificateKey secret.Text
-	UploadCerts    bool
-	CRISocket      string
-	Flags          []string // every other word of the kubeadm line, in order
-	ExternalEtcd   []string // endpoints
-	ExternalCNI    bool     // the network plugin does not come from the ISO
-	Registry       *Registry
-	WaitInterval   time.Duration // between the original's looks for the ISO
-	WaitAttempts   int
-	EjectISO       bool
-	SSHKeys        int
+	Flavor  Flavor
+	Mode    Mode
+	Version string // of Kubernetes, as given; "" leaves it to the kubeadm on the ISO
+	// Endpoint is host:port of the API server: what the cluster is reached by or,
+	// of a node that joins, the server it asks.
+	Endpoint         string
+	AdvertiseAddress string // of this node's API server; "" leaves it to kubeadm
+	BindPort         int    // of this node's API server; 0 leaves it to kubeadm
+	NodeName         string // "" is the machine's host name
+	CertSANs         []string
+	Token            secret.Text
+	TokenTTL         string // as given to kubeadm: "0" never expires (pain-point C26)
+	Discovery        Discovery
+	CertificateKey   secret.Text
+	UploadCerts      bool
+	IgnorePreflight  []string // names of kubeadm's preflight checks
+	CRISocket        string
+	Flags            Words    // every other word of the kubeadm line, in order
+	KubeadmConfig    string   // the file kubeadm is given
+	ExternalEtcd     []string // endpoints
+	Etcd             *Etcd    // of mode etcd
+	ExternalCNI      bool     // the network plugin does not come from the ISO
+	Registry         *Registry
+	WaitInterval     time.Duration // between the original's looks for the ISO
+	WaitAttempts     int
+	EjectISO         bool
+	VRISO            string // address of the virtual router that serves the ISO's files
+	SSHKeys          int
 
 	Handover        string   // HandoverNodeagent or HandoverCloudInit
 	HandoverReasons []string // why cloud-init, one line each, no secrets
+
+	// Origins says where each value came from, by the keys of Explain.
+	Origins map[string]string
+}
+
+// Discovery is how a node that joins knows that it talks to its cluster.
+type Discovery struct {
+	UnsafeSkipCA      bool     // it does not (pain-point K3)
+	CAHashes          []string // of the cluster's CA, as sha256:...
+	File              string   // a kubeconfig that holds the CA
+	TLSBootstrapToken secret.Text
+}
+
+// Etcd is a member of a cluster of etcd alone.
+type Etcd struct {
+	Name           string
+	Address        string // of this member
+	InitialCluster string // name=url, by commas
+	State          string // new or existing
+	Token          string // etcd's name for the cluster; no secret
+	Flags          Words  // every other word of etcd's command line, in order
 }
 
 // Registry is a private image registry.
@@ -68,41 +110,53 @@ type Registry struct {
 	Token    secret.Text
 }
 
-// Files of CloudStack's templates (cloudstack-contract.md 4.4).
-const (
-	setupScript      = "/opt/bin/setup-kube-system"
-	deployScript     = "/opt/bin/deploy-kube-system"
-	setupUnit        = "/etc/systemd/system/setup-kube-system.service"
-	deployUnit       = "/etc/systemd/system/deploy-kube-system.service"
-	containerdScript = "/opt/bin/setup-containerd"
-	etcdScript       = "/opt/bin/setup-etcd-node"
-	kubeadmConfig    = "/etc/kubernetes/kubeadm-config.yaml"
-	cloudstackPKI    = "/etc/kubernetes/pki/cloudstack/"
-)
+// Words are words of a command line, printed without those that look secret.
+type Words []string
 
-// isOurs says that nodeagent looks into a file of write_files.
-func isOurs(name string) bool {
-	return slices.Contains([]string{setupScript, deployScript, setupUnit, deployUnit, containerdScript, etcdScript, kubeadmConfig}, name)
+var secretFlag = regexp.MustCompile(`(?i)token|password|secret|credential|key$`)
+
+func (w Words) shown() []string {
+	shown := make([]string, len(w))
+	hide := false
+	for i, word := range w {
+		name, _, given := strings.Cut(word, "=")
+		flag := strings.HasPrefix(word, "-")
+		switch {
+		case hide && !flag:
+			shown[i] = secret.Redacted
+		case flag && given && secretFlag.MatchString(name):
+			shown[i] = name + "=" + secret.Redacted
+		default:
+			shown[i] = withoutSecrets(word)
+		}
+		hide = flag && !given && secretFlag.MatchString(name)
+	}
+	return shown
 }
 
-// What CloudStack's global settings have for control nodes by default.
-const (
-	defaultInterval = 15 * time.Second
-	defaultAttempts = 100
-	maxInterval     = 3600
-	maxAttempts     = 100000
-)
+// String shows the words.
+func (w Words) String() string { return strings.Join(w.shown(), " ") }
+
+// GoString keeps %#v from showing secrets.
+func (w Words) GoString() string { return fmt.Sprintf("%q", w.shown()) }
+
+// MarshalJSON writes the list as String shows it.
+func (w Words) MarshalJSON() ([]byte, error) { return json.Marshal(w.shown()) }
 
 // Parse reads userdata. It is pure. A node is nodeagent's own when every part of
 // its making was recognised; else Handover is HandoverCloudInit, with the reasons
 // and a warning. A text that was cut off or cannot be meant is a problem of
 // severity error. Nothing Parse says holds a secret.
 func Parse(raw []byte) (Intent, []Problem) {
-	intent := Intent{Mode: ModeNone, Handover: HandoverCloudInit, WaitInterval: defaultInterval, WaitAttempts: defaultAttempts}
+	intent := Intent{Mode: ModeNone, Handover: HandoverCloudInit, Origins: map[string]string{}}
 	p := parser{intent: &intent, size: len(raw)}
-	p.parse(raw)
+	parts := p.parse(raw)
 	if len(p.reasons) == 0 && intent.Mode == ModeInit && Err(p.problems) == nil {
-		intent.Handover = HandoverNodeagent
+		if _, err := seedOf(parts, intent.Flavor); err != nil {
+			p.hand("%v", err)
+		} else {
+			intent.Handover = HandoverNodeagent
+		}
 	}
 	intent.HandoverReasons = p.reasons
 	if len(p.reasons) > 0 {
@@ -116,12 +170,24 @@ type parser struct {
 	intent   *Intent
 	size     int
 	config   *cloudConfig
+	merged   bool // config is made of several
+	cutTold  bool
 	reasons  []string
 	problems []Problem
 }
 
+// maxReasons keeps a hostile text from filling the state file.
+const maxReasons = 20
+
 func (p *parser) hand(format string, args ...any) {
-	p.reasons = append(p.reasons, fmt.Sprintf(format, args...))
+	reason := fmt.Sprintf(format, args...)
+	switch {
+	case slices.Contains(p.reasons, reason):
+	case len(p.reasons) == maxReasons:
+		p.reasons = append(p.reasons, "and more")
+	case len(p.reasons) < maxReasons:
+		p.reasons = append(p.reasons, reason)
+	}
 }
 
 func (p *parser) invalid(key, format string, args ...any) {
@@ -134,37 +200,141 @@ func (p *parser) cut(key, format string, args ...any) {
 	if p.config != nil && len(p.config.strange) > 0 {
 		return
 	}
-	p.invalid(key, "%s; the text is %d bytes long: if that is all of it, it was cut off, as happens when it grows over the setting vm.userdata.max.length",
-		fmt.Sprintf(format, args...), p.size)
+	message := fmt.Sprintf(format, args...)
+	switch {
+	case p.cutTold:
+	case p.merged:
+		message += "; of its cloud-configs, cloud-init lets a key of a later one replace the same key of an earlier one"
+	default:
+		message += fmt.Sprintf("; the text is %d bytes long: if that is all of it, it was cut off, as happens when it grows over the setting vm.userdata.max.length", p.size)
+	}
+	p.cutTold = true
+	p.invalid(key, "%s", message)
 }
 
-func (p *parser) parse(raw []byte) {
-	if len(raw) > MaxUserdata {
-		p.invalid("", "it is larger than %d bytes", MaxUserdata)
-		return
+// parse finds out whose userdata it is and has it read.
+func (p *parser) parse(raw []byte) []part {
+	if len(bytes.TrimSpace(raw)) == 0 {
+		p.hand("it is empty")
+		return nil
 	}
-	if kind := format(raw); kind != "" {
-		p.hand("it is %s", kind)
-		return
+	parts, problems := unwrap(raw)
+	for _, problem := range problems {
+		if problem.Severity == SeverityError {
+			problem.Message = "the userdata is not usable: " + problem.Message
+		} else {
+			problem.Message = "the userdata: " + problem.Message
+		}
+		p.problems = append(p.problems, problem)
 	}
-	var err error
-	if p.config, err = readCloudConfig(raw); err != nil {
-		p.cut("", "%v", err)
-		return
+	if Err(problems) != nil {
+		return nil
 	}
-	p.intent.SSHKeys = p.config.keys
-	p.reasons = append(p.reasons, p.config.strange...)
+	var natives, configs []part
+	var scripts []string
+	for _, part := range parts {
+		at := ""
+		if len(parts) > 1 {
+			at = where(part)
+		}
+		if part.strange != "" {
+			p.hand("%s%s", at, part.strange)
+		}
+		switch {
+		case part.kind == partNodeConfig:
+			natives = append(natives, part)
+		case part.kind == partCloudConfig, part.mediaType == typeJinja:
+			configs = append(configs, part)
+		case part.kind == partScript || part.kind == partBoothook:
+			scripts = append(scripts, at+"it is a script, which may prepare something for the node")
+		}
+	}
+	if len(configs) > 0 {
+		p.readConfigs(raw, parts, configs)
+	}
+	if len(natives) > 0 {
+		p.native(natives)
+		return parts
+	}
+	for _, script := range scripts {
+		p.hand("%s", script)
+	}
+	if p.config != nil {
+		p.dispatch()
+	}
+	return parts
+}
 
-	_, etcd := p.config.file(etcdScript)
-	setup, hasSetup := p.config.file(setupScript)
-	deploy, hasDeploy := p.config.file(deployScript)
+// readConfigs reads the cloud-configs as the one that cloud-init makes of them or,
+// where that is not known, each alone: enough to say what kind of node it is.
+func (p *parser) readConfigs(raw []byte, parts, configs []part) {
+	merged, strange := mergeCloudConfigs(parts)
+	if i := slices.IndexFunc(configs, func(config part) bool { return config.strange != "" }); i >= 0 {
+		strange = configs[i].strange
+	}
+	if strange == "" {
+		config, err := readCloudConfig(merged)
+		if err != nil {
+			p.cut("", "%v", err)
+			return
+		}
+		p.config, p.merged = config, len(configs) > 1
+		switch from := filesOf(configs); {
+		case from.origin == "" || from.origin == "(jinja)": // not wrapped
+			p.config.tell("user-data", raw, merged)
+		default:
+			p.config.tell(from.origin, from.text, merged)
+		}
+		p.intent.SSHKeys = p.config.keys
+		p.intent.set("sshKeys", p.config.origin+" (ssh_authorized_keys)")
+		for _, reason := range p.config.strange {
+			p.hand("%s", reason)
+		}
+		return
+	}
+	if len(p.reasons) == 0 {
+		p.hand("%s", strange)
+	}
+	for _, part := range configs {
+		config, err := readCloudConfig(part.text)
+		if err != nil {
+			continue
+		}
+		config.tell(part.origin, nil, nil)
+		if part.origin == "" || part.origin == "(jinja)" {
+			config.tell("user-data", raw, part.text)
+		}
+		config.strange = append(config.strange, strange)
+		p.intent.SSHKeys += config.keys
+		p.intent.set("sshKeys", "user-data (ssh_authorized_keys)")
+		if p.config == nil || len(config.files) > len(p.config.files) {
+			p.config = config
+		}
+	}
+}
+
+// filesOf returns the cloud-config whose files are written.
+func filesOf(configs []part) part {
+	for _, part := range slices.Backward(configs) {
+		if bytes.Contains(part.text, []byte("\nwrite_files:")) {
+			return part
+		}
+	}
+	return configs[0]
+}
+
+func (p *parser) dispatch() {
+	etcd, isEtcd := p.config.find(etcdScript)
+	setup, hasSetup := p.config.find(setupScript)
+	deploy, hasDeploy := p.config.find(deployScript)
 	switch {
-	case len(p.config.strange) > 0 && !hasSetup && !hasDeploy && !etcd:
-		// Nothing was looked at.
-	case etcd:
-		p.etcd()
+	case isEtcd:
+		p.etcd(etcd)
 	case hasSetup || hasDeploy:
-		p.node(setup, deploy)
+		p.cloudstack(setup, deploy)
+	case p.ownKubeadm():
+	case len(p.config.strange) > 0:
+		// Nothing more was looked at.
 	case slices.ContainsFunc(p.config.files, func(f configFile) bool { return strings.HasPrefix(f.path, cloudstackPKI) }):
 		p.cut(setupScript, "it has CloudStack's certificates but no %s", setupScript)
 	default:
@@ -172,258 +342,10 @@ func (p *parser) parse(raw []byte) {
 	}
 }
 
-func (p *parser) etcd() {
-	p.intent.Mode = ModeEtcd
-	script, _ := p.config.file(etcdScript)
-	p.waits(p.shell(etcdScript, script))
-	if !p.config.hasRuncmd {
-		p.cut("runcmd", "it has no runcmd")
+// set notes where the value of a field came from.
+func (i *Intent) set(key, from string) {
+	if i.Origins == nil {
+		i.Origins = map[string]string{}
 	}
-	p.hand("it makes an etcd node, which this nodeagent leaves to cloud-init")
-}
-
-// node reads the userdata of a control or worker node.
-func (p *parser) node(setupText, deployText string) {
-	if setupText == "" {
-		p.cut(setupScript, "it has %s but no %s", deployScript, setupScript)
-	}
-	if deployText == "" {
-		p.cut(deployScript, "it has %s but no %s", setupScript, deployScript)
-	}
-	setup, deploy := p.shell(setupScript, setupText), p.shell(deployScript, deployText)
-	p.waits(setup)
-	p.intent.EjectISO = slices.Contains(setup.vars["EJECT_ISO_FROM_OS"], "true")
-	if slices.Contains(setup.vars["ATTEMPT_ONLINE_INSTALL"], "true") {
-		p.hand("%s installs from the internet", setupScript)
-	}
-	p.reasons = append(p.reasons, strangers(path.Base(setupScript), setup)...)
-	p.reasons = append(p.reasons, strangers(path.Base(deployScript), deploy)...)
-	// 4.16.0 made the node in the setup script, all later ones in the deploy script.
-	p.kubeadm(setup, deploy, append(kubeadmCalls(deploy), kubeadmCalls(setup)...))
-	p.units()
-	p.runcmd()
-}
-
-// shell reads a script and reports one that ends in the middle.
-func (p *parser) shell(name, text string) *shellScript {
-	script := readShell(text)
-	if text != "" && script.open != "" {
-		p.cut(name, "%s ends in the middle: %s is not closed", name, strconv.Quote(script.open))
-	}
-	return script
-}
-
-func (p *parser) kubeadm(setup, deploy *shellScript, calls []kubeadmCall) {
-	if len(calls) == 0 {
-		if len(deploy.commands) > 0 {
-			p.cut(deployScript, "neither script has a kubeadm init or join line")
-		}
-		return
-	}
-	var plain, configured []kubeadmCall
-	for _, call := range calls {
-		if call.config != "" {
-			configured = append(configured, call)
-		} else {
-			plain = append(plain, call)
-		}
-	}
-	external := deploy.vars["EXTERNAL_ETCD_NODES"]
-	var call kubeadmCall
-	switch {
-	case len(configured) > 0 && (len(plain) == 0 || !slices.Equal(external, []string{"false"})):
-		call = configured[0]
-		p.intent.ExternalEtcd = p.etcdEndpoints()
-		p.hand("%s calls kubeadm with a configuration file for external etcd", deployScript)
-	case len(plain) > 1:
-		p.hand("the scripts call kubeadm init or join in %d places", len(plain))
-		call = plain[0]
-	default:
-		call = plain[0]
-	}
-	p.problems = append(p.problems, readKubeadm(p.intent, call)...)
-	if slices.ContainsFunc(call.args, func(arg string) bool { return strings.Contains(arg, "$") }) {
-		p.hand("the kubeadm line in line %d depends on a variable", call.line)
-	}
-	if p.intent.Mode == ModeJoin || p.intent.Mode == ModeJoinControlPlane {
-		p.hand("it joins a cluster (%s), which this nodeagent leaves to cloud-init", p.intent.Mode)
-	}
-	cni, given := deploy.vars["EXTERNAL_CNI_PLUGIN"]
-	p.intent.ExternalCNI = slices.Equal(cni, []string{"true"})
-	if given && !p.intent.ExternalCNI && !slices.Equal(cni, []string{"false"}) {
-		p.hand("%s does not say plainly whether the network plugin comes from the ISO", deployScript)
-	}
-}
-
-// waits reads how long and how often the script looks for the ISO. A value the
-// script itself replaces when it is 0 or missing leaves the default.
-func (p *parser) waits(script *shellScript) {
-	if n := firstNumber(script.vars["OFFLINE_INSTALL_ATTEMPT_SLEEP"], maxInterval); n > 0 {
-		p.intent.WaitInterval = time.Duration(n) * time.Second
-	}
-	if n := firstNumber(script.vars["MAX_OFFLINE_INSTALL_ATTEMPTS"], maxAttempts); n > 0 {
-		p.intent.WaitAttempts = n
-	}
-}
-
-func firstNumber(values []string, most int) int {
-	for _, value := range values {
-		if n, err := strconv.Atoi(value); err == nil && n > 0 {
-			return min(n, most)
-		}
-	}
-	return 0
-}
-
-// etcdEndpoints reads the endpoints of external etcd from kubeadm's configuration
-// (kubeadm.k8s.io ClusterConfiguration, etcd.external.endpoints).
-func (p *parser) etcdEndpoints() []string {
-	content, _ := p.config.file(kubeadmConfig)
-	decoder := yaml.NewDecoder(strings.NewReader(content))
-	for range 8 {
-		var document struct {
-			Etcd struct {
-				External struct {
-					Endpoints []string `yaml:"endpoints"`
-				} `yaml:"external"`
-			} `yaml:"etcd"`
-		}
-		if err := decoder.Decode(&document); err != nil {
-			return nil
-		}
-		if endpoints := document.Etcd.External.Endpoints; len(endpoints) > 0 {
-			return endpoints
-		}
-	}
-	return nil
-}
-
-// unitLine is what CloudStack's units consist of; everything else is an edit.
-var unitLine = regexp.MustCompile(`^(\[(Unit|Service|Install)\]|(Description|After|Requires|Wants|Type|Restart|RestartSec|WantedBy|` +
-	`StartLimitInterval|StartLimitIntervalSec|StartLimitBurst)=.*|ExecStart=(/bin/bash )?/opt/bin/(setup|deploy)-kube-system|` +
-	`ExecStartPre=/usr/bin/curl -k https://[^ ]+:6443/version|)$`)
-
-func (p *parser) units() {
-	if _, ok := p.config.file(deployUnit); !ok {
-		p.cut(deployUnit, "it has no %s", deployUnit)
-	}
-	for _, name := range []string{setupUnit, deployUnit} {
-		content, _ := p.config.file(name)
-		for line := range strings.Lines(content) {
-			line = strings.TrimSpace(line)
-			if !unitLine.MatchString(line) {
-				key, _, _ := strings.Cut(line, "=")
-				p.hand("%s has a setting of its own (%s)", path.Base(name), quote(key))
-			}
-		}
-	}
-}
-
-// runcmd checks that the commands start what was written, and that none of an
-// administrator's own gets in nodeagent's way.
-func (p *parser) runcmd() {
-	if !p.config.hasRuncmd {
-		p.cut("runcmd", "it has no runcmd")
-		return
-	}
-	setup, deploy := false, false
-	for i, entry := range p.config.runcmd {
-		for _, c := range entry.script.commands {
-			words := strings.Join(c.words, " ")
-			if c.words == nil || slices.Contains([]string{"[", "[[", "test"}, c.words[0]) {
-				continue
-			}
-			setup = setup || strings.Contains(words, "setup-kube-system")
-			deploy = deploy || strings.Contains(words, "deploy-kube-system")
-			if path.Base(c.words[0]) == "kubeadm" {
-				p.hand("runcmd entry %d calls kubeadm", i+1)
-			}
-		}
-		switch {
-		case callsContainerdScript(entry):
-			p.registry()
-		case touchesContainerd(entry) && !configuresContainerd(entry):
-			p.hand("runcmd entry %d writes containerd's configuration", i+1)
-		}
-	}
-	for _, file := range p.config.files {
-		if file.path == containerdConfig {
-			p.hand("it writes %s", containerdConfig)
-		}
-	}
-	if !setup {
-		p.cut("runcmd", "runcmd does not run %s", setupScript)
-	}
-	if !deploy {
-		p.cut("runcmd", "runcmd does not start deploy-kube-system")
-	}
-}
-
-const containerdConfig = "/etc/containerd/config.toml"
-
-// configuresContainerd says that an entry of runcmd does only what nodeagent does
-// with containerd's configuration.
-func configuresContainerd(entry runEntry) bool {
-	programs, files := containerdCommands(), containerdFiles()
-	writes := false
-	for _, c := range entry.script.commands {
-		if !knows(entry.script, c, programs, files) {
-			return false
-		}
-		// A bare daemon-reload or mkdir may be meant for something else.
-		writes = writes || strings.Contains(strings.Join(append(slices.Clip(c.words), c.writes...), " "), "containerd")
-	}
-	return writes && entry.script.beyond == "" && entry.script.open == ""
-}
-
-func touchesContainerd(entry runEntry) bool {
-	return slices.ContainsFunc(entry.script.commands, func(c shellCommand) bool {
-		return slices.ContainsFunc(append(slices.Clip(c.words), c.writes...), func(word string) bool {
-			return strings.Contains(word, containerdConfig)
-		})
-	})
-}
-
-func callsContainerdScript(entry runEntry) bool {
-	return slices.ContainsFunc(entry.script.commands, func(c shellCommand) bool {
-		return slices.Contains(c.words, containerdScript)
-	})
-}
-
-var (
-	registryHost  = regexp.MustCompile(`registry\.mirrors\.\\*"([^"\\]+)\\*"`)
-	registryURL   = regexp.MustCompile(`endpoint *= *\[\\*"([^"\\]+)\\*"`)
-	registryValue = regexp.MustCompile(`(username|password|identitytoken) *= *\\*"([^"\\]*)\\*"`)
-)
-
-// registry reads the private registry that setup-containerd would set up. The
-// script keeps its placeholders where the cluster has none.
-func (p *parser) registry() {
-	content, ok := p.config.file(containerdScript)
-	if !ok {
-		p.cut(containerdScript, "runcmd runs %s, which it does not have", containerdScript)
-		return
-	}
-	if strings.Contains(content, "{{") {
-		return
-	}
-	registry := &Registry{}
-	if match := registryHost.FindStringSubmatch(content); match != nil {
-		registry.Host = match[1]
-	}
-	if match := registryURL.FindStringSubmatch(content); match != nil {
-		registry.URL = match[1]
-	}
-	for _, match := range registryValue.FindAllStringSubmatch(content, 8) {
-		switch match[1] {
-		case "username":
-			registry.Username = match[2]
-		case "password":
-			registry.Password = secret.New(match[2])
-		case "identitytoken":
-			registry.Token = secret.New(match[2])
-		}
-	}
-	p.intent.Registry = registry
-	p.hand("it sets up a private registry, which this nodeagent leaves to cloud-init")
+	i.Origins[key] = from
 }

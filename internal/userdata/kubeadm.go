@@ -4,11 +4,16 @@ package userdata
 
 import (
 	"encoding/hex"
+	"errors"
+	"io"
+	"net/netip"
 	"path"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
 
 	"nodeagent/internal/fault"
 	"nodeagent/internal/secret"
@@ -16,35 +21,43 @@ import (
 
 // kubeadmCall is a `kubeadm init` or `kubeadm join` of a script.
 type kubeadmCall struct {
+	from   source
 	line   int
 	verb   string   // init or join
 	args   []string // what follows the verb
 	config string   // value of --config
 }
 
-// kubeadmCalls finds the calls in a script, also behind other words ("timeout 60
-// kubeadm init").
-func kubeadmCalls(s *shellScript) []kubeadmCall {
+// kubeadmCalls finds the calls a script can make, also behind other words ("timeout
+// 60 kubeadm init").
+func kubeadmCalls(s *shellScript, from source) []kubeadmCall {
 	var calls []kubeadmCall
 	for _, c := range s.commands {
+		if s.unreachable(c) {
+			continue
+		}
 		words := s.variants(c.words)[0]
 		at := slices.IndexFunc(words, func(word string) bool { return path.Base(word) == "kubeadm" })
 		if at < 0 || at+1 >= len(words) || words[0] == "echo" || words[0] == "[" || words[0] == "[[" {
 			continue
 		}
 		if verb := words[at+1]; verb == "init" || verb == "join" {
-			call := kubeadmCall{line: c.line, verb: verb, args: words[at+2:]}
-			for i, arg := range call.args {
-				if value, found := strings.CutPrefix(arg, "--config="); found {
-					call.config = value
-				} else if arg == "--config" && i+1 < len(call.args) {
-					call.config = call.args[i+1]
-				}
-			}
-			calls = append(calls, call)
+			calls = append(calls, newKubeadmCall(from, c.line, verb, words[at+2:]))
 		}
 	}
 	return calls
+}
+
+func newKubeadmCall(from source, line int, verb string, args []string) kubeadmCall {
+	call := kubeadmCall{from: from, line: line, verb: verb, args: args}
+	for i, arg := range args {
+		if value, found := strings.CutPrefix(arg, "--config="); found {
+			call.config = value
+		} else if arg == "--config" && i+1 < len(args) {
+			call.config = args[i+1]
+		}
+	}
+	return call
 }
 
 // Flags of kubeadm that take no value; of every other the next word is the value
@@ -57,99 +70,218 @@ func switches() []string {
 // readKubeadm fills an intent from the arguments of kubeadm init or join. Flags
 // that have no field go to Flags as they came.
 func readKubeadm(intent *Intent, call kubeadmCall) []Problem {
-	intent.Mode = ModeInit
-	if call.verb == "join" {
-		intent.Mode = ModeJoin
+	line := func(flag string) string {
+		return call.from.line(call.line, strings.TrimSpace("kubeadm "+call.verb+" "+flag))
 	}
-	args := call.args
-	for len(args) > 0 {
-		arg := args[0]
-		args = args[1:]
-		if !strings.HasPrefix(arg, "-") {
+	if intent.Mode != ModeJoinControlPlane || call.verb != "join" {
+		intent.Mode = ModeInit
+		if call.verb == "join" {
+			intent.Mode = ModeJoin
+		}
+		intent.set("mode", line(""))
+	}
+	for args := call.args; len(args) > 0; {
+		if !strings.HasPrefix(args[0], "-") {
 			if call.verb == "join" && intent.Endpoint == "" {
-				intent.Endpoint = arg
+				intent.Endpoint = args[0]
+				intent.set("endpoint", line(""))
 			} else {
-				intent.Flags = append(intent.Flags, arg)
+				intent.Flags = append(intent.Flags, args[0])
+				intent.set("flags", line(""))
 			}
+			args = args[1:]
 			continue
 		}
-		name, value, given := strings.Cut(arg, "=")
-		words := []string{arg}
-		if !given && !slices.Contains(switches(), name) && len(args) > 0 && !strings.HasPrefix(args[0], "--") {
-			value, words, args = args[0], append(words, args[0]), args[1:]
+		name, value, given := strings.Cut(args[0], "=")
+		taken := 1
+		if !given && !slices.Contains(switches(), name) && len(args) > 1 && !strings.HasPrefix(args[1], "--") {
+			value, taken = args[1], 2
 		}
-		on := !given || value == "true"
-		switch name {
-		case "--token", "--discovery-token", "--tls-bootstrap-token":
-			intent.Token = secret.New(value)
-		case "--token-ttl":
-			intent.TokenTTL = value
-		case "--certificate-key":
-			intent.CertificateKey = secret.New(value)
-		case "--control-plane-endpoint":
-			intent.Endpoint = value
-		case "--apiserver-cert-extra-sans":
-			for san := range strings.SplitSeq(value, ",") {
-				if san != "" && !slices.Contains(intent.CertSANs, san) {
-					intent.CertSANs = append(intent.CertSANs, san)
-				}
-			}
-		case "--kubernetes-version":
-			intent.Version = value
-		case "--cri-socket":
-			intent.CRISocket = value
-		case "--upload-certs":
-			intent.UploadCerts = on
-		case "--control-plane":
-			if on {
-				intent.Mode = ModeJoinControlPlane
-			}
-		default:
-			intent.Flags = append(intent.Flags, words...)
+		key := intent.flag(name, value, !given || value == "true")
+		if key == "" {
+			key = "flags"
+			intent.Flags = append(intent.Flags, args[:taken]...)
 		}
+		intent.set(key, line(withoutSecrets(name)))
+		args = args[taken:]
 	}
 	return checkKubeadm(intent, call)
+}
+
+// flag takes a flag of kubeadm that has a field, and returns the field's key.
+func (i *Intent) flag(name, value string, on bool) (key string) {
+	switch name {
+	case "--token", "--discovery-token":
+		i.Token = secret.New(value)
+		return "token"
+	case "--tls-bootstrap-token":
+		if i.Token.Empty() {
+			i.Token = secret.New(value)
+			return "token"
+		}
+		i.Discovery.TLSBootstrapToken = secret.New(value)
+		return "discovery"
+	case "--token-ttl":
+		i.TokenTTL = value
+		return "tokenTTL"
+	case "--discovery-token-unsafe-skip-ca-verification":
+		i.Discovery.UnsafeSkipCA = on
+		return "discovery"
+	case "--discovery-token-ca-cert-hash":
+		i.Discovery.CAHashes = add(i.Discovery.CAHashes, value)
+		return "discovery"
+	case "--discovery-file":
+		i.Discovery.File = value
+		return "discovery"
+	case "--certificate-key":
+		i.CertificateKey = secret.New(value)
+		return "certificateKey"
+	case "--control-plane-endpoint":
+		i.Endpoint = value
+		return "endpoint"
+	case "--apiserver-advertise-address":
+		i.AdvertiseAddress = value
+		return "advertiseAddress"
+	case "--apiserver-bind-port":
+		port, err := strconv.ParseUint(value, 10, 16)
+		if err != nil {
+			return ""
+		}
+		i.BindPort = int(port)
+		return "bindPort"
+	case "--apiserver-cert-extra-sans":
+		i.CertSANs = add(i.CertSANs, value)
+		return "certSANs"
+	case "--node-name":
+		i.NodeName = value
+		return "nodeName"
+	case "--ignore-preflight-errors":
+		i.IgnorePreflight = add(i.IgnorePreflight, value)
+		return "ignorePreflight"
+	case "--kubernetes-version":
+		i.Version = value
+		return "version"
+	case "--cri-socket":
+		i.CRISocket = value
+		return "criSocket"
+	case "--upload-certs":
+		i.UploadCerts = on
+		return "uploadCerts"
+	case "--control-plane":
+		if on {
+			i.Mode = ModeJoinControlPlane
+		}
+		return "mode"
+	case "--config":
+		return "kubeadmConfig"
+	}
+	return ""
+}
+
+// add appends the items of a comma-separated list that are not there yet.
+func add(list []string, items string) []string {
+	for item := range strings.SplitSeq(items, ",") {
+		if item != "" && !slices.Contains(list, item) {
+			list = append(list, item)
+		}
+	}
+	return list
+}
+
+// KubeadmFlags are the flags to give kubeadm beside those that have a place of
+// their own in whatever calls it: Flags, and the fields that only some userdata has.
+func (i Intent) KubeadmFlags() []string {
+	flags := slices.Clone([]string(i.Flags))
+	if i.AdvertiseAddress != "" {
+		flags = append(flags, "--apiserver-advertise-address="+i.AdvertiseAddress)
+	}
+	if i.BindPort > 0 {
+		flags = append(flags, "--apiserver-bind-port="+strconv.Itoa(i.BindPort))
+	}
+	if i.NodeName != "" {
+		flags = append(flags, "--node-name="+i.NodeName)
+	}
+	if len(i.IgnorePreflight) > 0 {
+		flags = append(flags, "--ignore-preflight-errors="+strings.Join(i.IgnorePreflight, ","))
+	}
+	return flags
 }
 
 var (
 	tokenForm   = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`) // kubeadm's own
 	versionForm = regexp.MustCompile(`^v?[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.+-]+)?$`)
+	hashForm    = regexp.MustCompile(`^sha256:[0-9a-fA-F]{64}$`)
 )
 
 // checkKubeadm says what kubeadm would refuse, before anything is installed.
 func checkKubeadm(intent *Intent, call kubeadmCall) []Problem {
-	var problems []Problem
-	wrong := func(flag, format string, args ...any) {
-		message := "the kubeadm " + call.verb + " line: " + flag + " "
-		problems = append(problems, invalid(deployScript, message+format, args...))
+	if slices.ContainsFunc(call.args, func(arg string) bool { return strings.Contains(arg, "{{") }) {
+		return []Problem{invalid(call.from.file, "the kubeadm %s line: it holds a placeholder that CloudStack has not filled in", call.verb)}
 	}
+	var problems []Problem
+	for _, p := range checkIntent(intent, call.config != "") {
+		problems = append(problems, invalid(call.from.file, "the kubeadm %s line: %s %s", call.verb, p.flag, p.message))
+	}
+	return problems
+}
+
+// wrong is something kubeadm would refuse: the flag, its field's key in a
+// NodeConfig, and what is wrong.
+type wrong struct {
+	flag, key, message string
+}
+
+// checkIntent checks what any kind of userdata can say of kubeadm init and join.
+// What is missing may stand in kubeadm's own configuration, where there is one.
+func checkIntent(intent *Intent, configured bool) []wrong {
+	var found []wrong
+	no := func(flag, key, format string, args ...any) {
+		found = append(found, wrong{flag, key, fault.New("", format, args...).Message})
+	}
+	joins := intent.Mode == ModeJoin || intent.Mode == ModeJoinControlPlane
 	switch {
-	case slices.ContainsFunc(call.args, func(arg string) bool { return strings.Contains(arg, "{{") }):
-		wrong("it", "holds a placeholder that CloudStack has not filled in")
-		return problems
-	case intent.Token.Empty() && (call.verb == "join" || call.config == ""):
-		wrong("--token", "is missing")
 	case !intent.Token.Empty() && !tokenForm.MatchString(intent.Token.Reveal()):
-		wrong("--token", "is %d characters that are not a token of the form 6.16 lower-case letters and digits", len(intent.Token.Reveal()))
+		no("--token", "kubernetes.token", "is %d characters that are not a token of the form 6.16 lower-case letters and digits", len(intent.Token.Reveal()))
+	case intent.Token.Empty() && !configured && (!joins || intent.Discovery.File == ""):
+		no("--token", "kubernetes.token", "is missing")
 	}
 	if key := intent.CertificateKey; !key.Empty() {
 		if raw, err := hex.DecodeString(key.Reveal()); err != nil || len(raw) != 32 {
-			wrong("--certificate-key", "is not 64 hexadecimal digits")
+			no("--certificate-key", "kubernetes.certificateKey", "is not 64 hexadecimal digits")
 		}
 	}
-	if intent.Mode == ModeJoinControlPlane && intent.CertificateKey.Empty() {
-		wrong("--certificate-key", "is missing")
+	if intent.Mode == ModeJoinControlPlane && intent.CertificateKey.Empty() && !configured {
+		no("--certificate-key", "kubernetes.certificateKey", "is missing")
 	}
 	if intent.Version != "" && !versionForm.MatchString(intent.Version) {
-		wrong("--kubernetes-version", "is %s; a version such as 1.34.4 was expected", quote(intent.Version))
+		no("--kubernetes-version", "kubernetes.version", "is %s; a version such as 1.34.4 was expected", quote(intent.Version))
 	}
 	if intent.Endpoint != "" && !isEndpoint(intent.Endpoint) {
-		wrong("the API server's endpoint", "is %s; host:port was expected", quote(intent.Endpoint))
+		no("the API server's endpoint", "kubernetes.endpoint", "is %s; host:port was expected", quote(intent.Endpoint))
 	}
-	if call.verb == "join" && intent.Endpoint == "" {
-		wrong("the API server's endpoint", "is missing")
+	if intent.AdvertiseAddress != "" {
+		if _, err := netip.ParseAddr(intent.AdvertiseAddress); err != nil {
+			no("--apiserver-advertise-address", "kubernetes.advertiseAddress", "is %s; an IP address was expected", quote(intent.AdvertiseAddress))
+		}
 	}
-	return problems
+	if intent.NodeName != "" && (!hostname.MatchString(intent.NodeName) || len(intent.NodeName) > maxHostname) {
+		no("--node-name", "kubernetes.nodeName", "is %s; a host name was expected", quote(intent.NodeName))
+	}
+	if !joins {
+		return found
+	}
+	if intent.Endpoint == "" && !configured && intent.Discovery.File == "" {
+		no("the API server's endpoint", "kubernetes.endpoint", "is missing")
+	}
+	for _, hash := range intent.Discovery.CAHashes {
+		if !hashForm.MatchString(hash) {
+			no("--discovery-token-ca-cert-hash", "discovery.caCertHashes", "is %s; sha256: and 64 hexadecimal digits were expected", quote(hash))
+		}
+	}
+	if d := intent.Discovery; !d.UnsafeSkipCA && len(d.CAHashes) == 0 && d.File == "" && !configured {
+		no("--discovery-token-ca-cert-hash", "discovery.caCertHashes", "is missing, and so is --discovery-token-unsafe-skip-ca-verification")
+	}
+	return found
 }
 
 func isEndpoint(text string) bool {
@@ -162,9 +294,155 @@ func isEndpoint(text string) bool {
 			return false
 		}
 	}
-	return host != "" && !strings.ContainsAny(host, " /@$,")
+	return isHost(host)
 }
+
+func isHost(text string) bool { return text != "" && !strings.ContainsAny(text, " /@$,{}") }
 
 func invalid(key, format string, args ...any) Problem {
 	return Problem{SeverityError, fault.UserdataInvalid, key, "the userdata is not usable: " + fault.New("", format, args...).Message}
+}
+
+// readKubeadmConfig fills an intent from a configuration file of kubeadm
+// (kubernetes.io/docs/reference/config-api/kubeadm-config.v1beta3 and .v1beta4,
+// which name alike what is read here). What else the file holds is kubeadm's.
+func readKubeadmConfig(intent *Intent, file configFile) []Problem {
+	const maxDocuments = 16
+	decoder := yaml.NewDecoder(strings.NewReader(file.content))
+	known := 0
+	for range maxDocuments {
+		var document yaml.Node
+		err := decoder.Decode(&document)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return []Problem{invalid(file.path, "%s: %s", quote(file.path), yamlQuotes.ReplaceAllString(err.Error(), "$1...$1"))}
+		}
+		if len(document.Content) != 1 || !strings.HasPrefix(text(get(document.Content[0], "apiVersion")), "kubeadm.k8s.io/") {
+			continue
+		}
+		known++
+		c := kubeadmDocument{intent, file.source(), text(get(document.Content[0], "kind")), document.Content[0]}
+		switch c.kind {
+		case "ClusterConfiguration":
+			c.cluster()
+		case "InitConfiguration":
+			c.init()
+		case "JoinConfiguration":
+			c.join()
+		}
+	}
+	if known == 0 {
+		return []Problem{invalid(file.path, "%s has no document of apiVersion kubeadm.k8s.io", quote(file.path))}
+	}
+	return nil
+}
+
+type kubeadmDocument struct {
+	intent *Intent
+	from   source
+	kind   string
+	root   *yaml.Node
+}
+
+// at returns the value at a path of keys; 0 is the first item of a list.
+func (c kubeadmDocument) at(keys ...string) *yaml.Node {
+	node := c.root
+	for _, key := range keys {
+		if key == "0" {
+			if node == nil || node.Kind != yaml.SequenceNode || len(node.Content) == 0 {
+				return nil
+			}
+			node = node.Content[0]
+			continue
+		}
+		node = get(node, key)
+	}
+	return node
+}
+
+// text returns the text at a path and notes it as the origin of a field. A template
+// that cloud-init fills in is no value.
+func (c kubeadmDocument) text(key string, keys ...string) string {
+	node := c.at(keys...)
+	value := text(node)
+	if value == "" || node.Tag == "!!null" || strings.Contains(value, "{{") {
+		return ""
+	}
+	c.note(key, node, keys)
+	return value
+}
+
+func (c kubeadmDocument) list(key string, keys ...string) []string {
+	node := c.at(keys...)
+	if node == nil || node.Kind != yaml.SequenceNode {
+		return nil
+	}
+	var list []string
+	for _, item := range node.Content {
+		if value := text(item); value != "" && item.Tag != "!!null" {
+			list = append(list, value)
+		}
+	}
+	if len(list) > 0 {
+		c.note(key, node, keys)
+	}
+	return list
+}
+
+func (c kubeadmDocument) note(key string, node *yaml.Node, keys []string) {
+	c.intent.set(key, c.from.line(node.Line, c.kind+" "+strings.ReplaceAll(strings.Join(keys, "."), ".0", "")))
+}
+
+func (c kubeadmDocument) cluster() {
+	i := c.intent
+	i.Version = c.text("version", "kubernetesVersion")
+	i.Endpoint = c.text("endpoint", "controlPlaneEndpoint")
+	i.CertSANs = c.list("certSANs", "apiServer", "certSANs")
+	i.ExternalEtcd = c.list("externalEtcd", "etcd", "external", "endpoints")
+}
+
+func (c kubeadmDocument) init() {
+	i := c.intent
+	i.Token = secret.New(c.text("token", "bootstrapTokens", "0", "token"))
+	i.TokenTTL = c.text("tokenTTL", "bootstrapTokens", "0", "ttl")
+	i.CertificateKey = secret.New(c.text("certificateKey", "certificateKey"))
+	c.apiServer("localAPIEndpoint")
+	c.registration()
+}
+
+func (c kubeadmDocument) apiServer(keys ...string) {
+	c.intent.AdvertiseAddress = c.text("advertiseAddress", append(slices.Clip(keys), "advertiseAddress")...)
+	if port, err := strconv.ParseUint(c.text("bindPort", append(slices.Clip(keys), "bindPort")...), 10, 16); err == nil {
+		c.intent.BindPort = int(port)
+	}
+}
+
+func (c kubeadmDocument) registration() {
+	c.intent.NodeName = c.text("nodeName", "nodeRegistration", "name")
+	c.intent.CRISocket = c.text("criSocket", "nodeRegistration", "criSocket")
+	c.intent.IgnorePreflight = c.list("ignorePreflight", "nodeRegistration", "ignorePreflightErrors")
+}
+
+func (c kubeadmDocument) join() {
+	i := c.intent
+	i.Mode = ModeJoin
+	if plane := c.at("controlPlane"); plane != nil && plane.Tag != "!!null" {
+		i.Mode = ModeJoinControlPlane
+		c.note("mode", plane, []string{"controlPlane"})
+		c.apiServer("controlPlane", "localAPIEndpoint")
+		i.CertificateKey = secret.New(c.text("certificateKey", "controlPlane", "certificateKey"))
+	}
+	i.Endpoint = c.text("endpoint", "discovery", "bootstrapToken", "apiServerEndpoint")
+	i.Token = secret.New(c.text("token", "discovery", "bootstrapToken", "token"))
+	i.Discovery.CAHashes = c.list("discovery", "discovery", "bootstrapToken", "caCertHashes")
+	i.Discovery.UnsafeSkipCA = c.text("discovery", "discovery", "bootstrapToken", "unsafeSkipCAVerification") == "true"
+	i.Discovery.File = c.text("discovery", "discovery", "file", "kubeConfigPath")
+	if bootstrap := c.text("discovery", "discovery", "tlsBootstrapToken"); i.Token.Empty() {
+		i.Token = secret.New(bootstrap)
+	} else if bootstrap != i.Token.Reveal() {
+		i.Discovery.TLSBootstrapToken = secret.New(bootstrap)
+	}
+	c.registration()
 }

@@ -45,29 +45,67 @@ func standIns() map[string]string {
 // Seed returns the userdata for cloud-init. Userdata that is left to cloud-init is
 // returned as it is, byte for byte. Of userdata nodeagent takes over, all stays in
 // order (users, keys, files, commands) but the recognised scripts and units, which
-// become stand-ins, and the commands that write containerd's configuration, which
-// go. It is pure.
+// become stand-ins, the commands that write containerd's configuration and a
+// NodeConfig, which go. It is pure.
 func Seed(raw []byte, intent Intent) ([]byte, error) {
 	if intent.Handover != HandoverNodeagent {
 		return raw, nil
 	}
-	config, err := readCloudConfig(raw)
-	if err != nil {
+	parts, problems := unwrap(raw)
+	if err := Err(problems); err != nil {
 		return nil, fmt.Errorf("cannot make cloud-init's seed: %w", err)
 	}
-	contents := standIns()
+	return seedOf(parts, intent.Flavor)
+}
+
+func seedOf(parts []part, flavor Flavor) ([]byte, error) {
+	var kept []part
+	for _, p := range parts {
+		switch {
+		case p.kind == partNodeConfig:
+			continue
+		case p.kind == partCloudConfig && flavor == FlavorCloudStack:
+			text, err := withStandIns(p.text)
+			if err != nil {
+				return nil, fmt.Errorf("cannot make cloud-init's seed: %s%w", where(p), err)
+			}
+			p.text = text
+		}
+		kept = append(kept, p)
+	}
+	if len(kept) == 0 {
+		return []byte(seedHeader + "{}\n"), nil
+	}
+	return rewrap(kept), nil
+}
+
+const seedHeader = "#cloud-config\n# CloudStack's userdata without what nodeagent does itself.\n"
+
+// withStandIns edits a cloud-config; one with nothing to edit stays as it is.
+func withStandIns(text []byte) ([]byte, error) {
+	config, err := readCloudConfig(text)
+	if err != nil {
+		return nil, err
+	}
+	contents, changed := standIns(), false
 	for _, file := range config.files {
 		if content, ok := contents[file.path]; ok {
 			replaceContent(file.node, content)
+			changed = true
 		}
 	}
 	if runcmd := get(config.root, "runcmd"); runcmd != nil {
 		runcmd.Content = nil
 		for _, entry := range config.runcmd {
-			if !configuresContainerd(entry) {
-				runcmd.Content = append(runcmd.Content, entry.node)
+			if configuresContainerd(entry) {
+				changed = true
+				continue
 			}
+			runcmd.Content = append(runcmd.Content, entry.node)
 		}
+	}
+	if !changed {
+		return text, nil
 	}
 	// The comment before the first key is the header, which is written anew.
 	config.root.HeadComment = ""
@@ -75,14 +113,14 @@ func Seed(raw []byte, intent Intent) ([]byte, error) {
 		config.root.Content[0].HeadComment = ""
 	}
 	var seed bytes.Buffer
-	seed.WriteString("#cloud-config\n# CloudStack's userdata without what nodeagent does itself.\n")
+	seed.WriteString(seedHeader)
 	encoder := yaml.NewEncoder(&seed)
 	encoder.SetIndent(2)
 	if err := errors.Join(encoder.Encode(config.root), encoder.Close()); err != nil {
-		return nil, errors.New("cannot make cloud-init's seed: the edited document cannot be written")
+		return nil, errors.New("the edited document cannot be written")
 	}
 	if again, err := readCloudConfig(seed.Bytes()); err != nil || !sameYAML(config.root, again.root) {
-		return nil, errors.New("cannot make cloud-init's seed: the edited document does not read back the same")
+		return nil, errors.New("the edited document does not read back the same")
 	}
 	return seed.Bytes(), nil
 }
@@ -135,6 +173,9 @@ func WriteSeed(h *host.Host, userdata Userdata, seed []byte) (changed bool, err 
 	if err != nil {
 		return false, err
 	}
+	if changed, err = claimSeed(h); err != nil {
+		return changed, err
+	}
 	folder := h.Path(seedFolder)
 	if err := errors.Join(os.MkdirAll(folder, 0o700), os.Chmod(folder, 0o700)); err != nil {
 		return false, fmt.Errorf("cannot make %s: %w", seedFolder, err)
@@ -146,7 +187,6 @@ func WriteSeed(h *host.Host, userdata Userdata, seed []byte) (changed bool, err 
 	}{
 		{seedFolder + "/meta-data", meta, 0o600},
 		{seedFolder + "/user-data", seed, 0o600},
-		{cloudConfFile, []byte(cloudConf), 0o644},
 		// Without this cloud-init is silently off where DMI does not name CloudStack
 		// (pain-point C7).
 		{dsIdentifyFile, []byte("policy: enabled\n"), 0o644},

@@ -81,12 +81,11 @@ func TestWriteSeedWantsAnInstanceID(t *testing.T) {
 // beside it.
 func TestSeedKeepsWhatIsNotNodeagents(t *testing.T) {
 	t.Parallel()
-	document := edit(t, read(t, "control.yml"), "runcmd:\n",
-		"runcmd:\n  - [touch, /root/first]\n  - systemctl daemon-reload\n  - mkdir -p /etc/containerd && systemctl restart containerd\n")
+	document := small(t) + "  - [touch, /root/last]\n  - systemctl daemon-reload\n  - systemctl restart containerd\n  - mkdir -p /etc/mine\n"
 	intent, problems := Parse([]byte(document))
 	seed, err := Seed([]byte(document), intent)
 	if err != nil || intent.Handover != HandoverNodeagent {
-		t.Fatalf("%v, %+v, %v", err, intent, problems)
+		t.Fatalf("%v, %+v, %v", err, intent.HandoverReasons, problems)
 	}
 	var got struct {
 		WriteFiles []struct{ Path, Content string } `yaml:"write_files"`
@@ -95,7 +94,7 @@ func TestSeedKeepsWhatIsNotNodeagents(t *testing.T) {
 	if err := yaml.Unmarshal(seed, &got); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"first", "daemon-reload", "chown", "until [ -f /opt/bin/setup", "/opt/bin/setup-kube-system", "until [ -f /etc", "systemctl start deploy"}
+	want := []string{"chown", "until [ -f /opt/bin/setup", "/opt/bin/setup-kube-system", "until [ -f /etc", "systemctl start deploy", "last", "daemon-reload", "mkdir"}
 	if len(got.Runcmd) != len(want) {
 		t.Fatalf("runcmd = %v, want %d entries", got.Runcmd, len(want))
 	}
@@ -112,5 +111,31 @@ func TestSeedKeepsWhatIsNotNodeagents(t *testing.T) {
 		if strings.Contains(file.Content, testToken) {
 			t.Errorf("%s holds the token", file.Path)
 		}
+	}
+}
+
+// Of several parts only the one with the scripts changes, and a NodeConfig goes.
+func TestSeedKeepsTheOtherParts(t *testing.T) {
+	t.Parallel()
+	raw := corpusText(t, "control-4.21-cni-mime-key")
+	intent, _ := Parse(raw)
+	seed, err := Seed(raw, intent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, _ := unwrap(raw)
+	after, problems := unwrap(seed)
+	if len(problems) > 0 || len(after) != 2 || string(after[1].text) != string(before[1].text) {
+		t.Fatalf("parts %d, %v; want the second as it was", len(after), problems)
+	}
+	if !strings.Contains(string(after[0].text), "nodeagent status --wait") || strings.Contains(string(after[0].text), "kubeadm init") {
+		t.Errorf("the first part is\n%s", after[0].text)
+	}
+
+	raw = corpusText(t, "nodeconfig-init-mime")
+	intent, _ = Parse(raw)
+	seed, err = Seed(raw, intent)
+	if err != nil || !strings.HasPrefix(string(seed), "#cloud-config\nusers:\n") || strings.Contains(string(seed), testToken) {
+		t.Errorf("seed = %q, %v; want the cloud-config alone", seed, err)
 	}
 }

@@ -11,13 +11,20 @@ import (
 
 // shellScript is a shell script seen as the simple commands it can run. It is
 // read, never run: enough of the shell's grammar to say which programs are called
-// with which arguments, and to notice a text that was cut off.
+// with which arguments and which of them never are (reach.go), and to notice a
+// text that was cut off.
 type shellScript struct {
 	commands []shellCommand
 	// vars holds every value a variable is given anywhere; nil means a value that
 	// is only known when the script runs.
-	vars      map[string][]string
+	vars map[string][]string
+	// given are the commands that assign a variable whenever the script gets there.
+	given map[string][]int
+	// blocks holds for each block of commands, which all run or none, the one around
+	// it; the script itself is block 0.
+	blocks    []int
 	functions map[string]bool
+	loops     int
 	// open names what the end of the text leaves unclosed ("if", "quote"), "" when
 	// nothing.
 	open string
@@ -28,23 +35,34 @@ type shellScript struct {
 // shellCommand is one simple command. Expansions stay in the words as
 // expandStart NAME expandEnd; $(...) and the like have an empty name.
 type shellCommand struct {
-	line   int // 1-based
-	words  []string
-	writes []string // files that output is redirected to
+	line       int // 1-based
+	words      []string
+	bare       []int    // the words that hold an expansion without quotes
+	writes     []string // files that output is redirected to
+	arithmetic string   // what stands in (( ))
+	loop       int      // number of the innermost loop around it, 0 outside of all
+	joint      string   // what joins it to the command before: "", "&&", "||" or "|"
+	negated    bool
+	depth      int // of command substitutions around it
+	nest       int // of constructs around it, within that substitution
+	block      int
+	guard      *guard
 }
 
 const (
 	expandStart = "\ue000"
 	expandEnd   = "\ue001"
 	maxCommands = 5000
-	maxNesting  = 16
+	maxNesting  = 16  // of substitutions
+	maxOpen     = 100 // of constructs
 )
 
 // readShell reads a script.
 func readShell(text string) *shellScript {
-	s := &shellScript{vars: map[string][]string{}, functions: map[string]bool{}}
+	s := &shellScript{vars: map[string][]string{}, given: map[string][]int{}, blocks: []int{0}, functions: map[string]bool{}}
 	text = strings.NewReplacer("\r\n", "\n", expandStart, "?", expandEnd, "?").Replace(text)
 	reader := &shellReader{script: s, text: text, line: 1}
+	reader.newList()
 	reader.read()
 	return s
 }
@@ -57,10 +75,29 @@ type shellReader struct {
 	at     int
 	line   int
 	depth  int
-	opened []string // constructs that are open, by the word that closes them
+	opened []construct
 
 	current shellCommand
 	started bool // the current command has a word
+	bare    bool // the word being read has an expansion without quotes
+
+	outer   *guard // of the command this reader's text is substituted into
+	block   int
+	joint   string // what was read since the last command
+	negated bool
+	chain   int  // the first command of the list that && and || join
+	whole   bool // the list from there on is simple commands only
+}
+
+// construct is something that is open: an if, a loop, a group.
+type construct struct {
+	closes string // the word that closes it
+	loop   int
+	guard  *guard // of what stands in it now
+	before *guard // of the construct itself
+	from   int    // where the condition of an if or elif begins
+	chain  int    // of the list it is in
+	block  int    // it is in
 }
 
 func (r *shellReader) read() {
@@ -69,7 +106,7 @@ func (r *shellReader) read() {
 	}
 	r.end()
 	if len(r.opened) > 0 {
-		r.unclosed(r.opened[len(r.opened)-1])
+		r.unclosed(r.opened[len(r.opened)-1].closes)
 	}
 }
 
@@ -90,7 +127,9 @@ func (r *shellReader) next() {
 	rest := r.text[r.at:]
 	switch c := rest[0]; {
 	case c == '\n':
-		r.end()
+		if r.end(); r.joint == "" { // a line may end behind && or ||
+			r.newList()
+		}
 		r.skip(1)
 	case c == ' ' || c == '\t':
 		r.skip(1)
@@ -98,14 +137,34 @@ func (r *shellReader) next() {
 		r.skip(2)
 	case c == '#':
 		r.skip(len(rest) - len(strings.TrimLeftFunc(rest, func(c rune) bool { return c != '\n' })))
-	case r.testing() && (c == '&' || c == '|' || c == '(' || c == ')' || c == '<' || c == '>'):
-		r.skip(1) // inside [[ ]] these join conditions
+	case r.testing() && strings.IndexByte("&|()<>", c) >= 0: // here these join conditions
+		n := 1
+		if (c == '&' || c == '|') && len(rest) > 1 && rest[1] == c {
+			n = 2
+		}
+		r.add(rest[:n])
+		r.skip(n)
 	case strings.HasPrefix(rest, "((") && (!r.started || r.current.words[0] == "for"):
 		r.arithmetic()
 	case strings.HasPrefix(rest, "&>"):
 		r.redirect()
-	case c == ';' || c == '&' || c == '|':
+	case strings.HasPrefix(rest, "&&") || strings.HasPrefix(rest, "||"):
 		r.end()
+		r.joint = rest[:2]
+		r.skip(2)
+	case c == '|':
+		r.end()
+		r.apart()
+		r.joint = "|"
+		r.skip(1)
+	case c == '&':
+		r.end()
+		r.apart()
+		r.newList()
+		r.skip(1)
+	case c == ';':
+		r.end()
+		r.newList()
 		r.skip(1)
 	case c == '(':
 		r.parenthesis()
@@ -140,11 +199,24 @@ func (r *shellReader) arithmetic() {
 	if !r.started {
 		r.add("((")
 	}
+	r.current.arithmetic = r.text[r.at+len("((") : r.at+end]
+	r.script.forget(r.current.arithmetic)
 	r.skip(end + len("))"))
+}
+
+// arithmeticChange finds variables that arithmetic gives a value.
+var arithmeticChange = regexp.MustCompile(`([A-Za-z_][A-Za-z0-9_]*)\s*(?:\+\+|--|(?:[-+*/%&|^]|<<|>>)?=)|(?:\+\+|--)\s*([A-Za-z_][A-Za-z0-9_]*)`)
+
+// forget gives up what is known of the variables that arithmetic changes.
+func (s *shellScript) forget(arithmetic string) {
+	for _, match := range arithmeticChange.FindAllStringSubmatch(arithmetic, -1) {
+		s.vars[match[1]+match[2]] = nil
+	}
 }
 
 func (r *shellReader) parenthesis() {
 	if rest := strings.TrimLeft(r.text[r.at+1:], " \t"); r.started && len(r.current.words) == 1 && strings.HasPrefix(rest, ")") {
+		r.joint = r.current.joint
 		r.script.functions[r.current.words[0]] = true
 		r.current, r.started = shellCommand{}, false
 		r.skip(strings.IndexByte(r.text[r.at:], ')') + 1)
@@ -154,14 +226,64 @@ func (r *shellReader) parenthesis() {
 		r.unknown("a parenthesis")
 		return
 	}
-	r.opened = append(r.opened, ")")
+	r.open(")")
 	r.skip(1)
+}
+
+// apart says that the command before runs in a shell of its own: what it assigns
+// is lost.
+func (r *shellReader) apart() {
+	last := len(r.script.commands) - 1
+	for name, at := range r.script.given {
+		r.script.given[name] = slices.DeleteFunc(at, func(i int) bool { return i == last })
+	}
+}
+
+// newBlock begins a block in another.
+func (r *shellReader) newBlock(around int) {
+	r.block = len(r.script.blocks)
+	r.script.blocks = append(r.script.blocks, around)
+}
+
+// open begins a construct. What stands in it runs only if the list it is in gets
+// there.
+func (r *shellReader) open(closes string) *construct {
+	if len(r.opened) >= maxOpen {
+		r.unknown("more than %d constructs in each other", maxOpen)
+	}
+	before := r.guardNow()
+	r.opened = append(r.opened, construct{closes: closes, guard: before, before: before, chain: r.chain, block: r.block})
+	r.newBlock(r.block)
+	r.joint, r.negated = "", false
+	r.newList()
+	return &r.opened[len(r.opened)-1]
+}
+
+func (r *shellReader) newList() { r.joint, r.chain, r.whole = "", len(r.script.commands), true }
+
+// guardNow is the guard of a command that begins here.
+func (r *shellReader) guardNow() *guard {
+	g := r.outer
+	if n := len(r.opened); n > 0 {
+		g = r.opened[n-1].guard
+	}
+	if r.whole && (r.joint == "&&" || r.joint == "||") {
+		g = r.condition(r.chain, r.joint == "&&", g)
+	}
+	return g
+}
+
+// condition guards what runs only if the commands from there to here succeed, or
+// fail.
+func (r *shellReader) condition(from int, want bool, parent *guard) *guard {
+	return &guard{from: from, to: len(r.script.commands), depth: r.depth, nest: len(r.opened), want: want, parent: parent}
 }
 
 // word reads a word and puts it where it belongs: the shell's own words open and
 // close constructs, everything else goes to the current command.
 func (r *shellReader) word() {
 	before := r.at
+	r.bare = false
 	text, quoted := r.readWord()
 	if r.at == before { // cannot happen, but a reader that stands still would be worse
 		r.skip(1)
@@ -176,17 +298,23 @@ func (r *shellReader) word() {
 	}
 	switch text {
 	case "if":
-		r.opened = append(r.opened, "fi")
+		r.open("fi").from = len(r.script.commands)
 	case "while", "until":
-		r.opened = append(r.opened, "done")
+		r.loop()
 	case "for":
-		r.opened = append(r.opened, "done")
+		r.loop()
 		r.add(text)
 	case "{":
-		r.opened = append(r.opened, "}")
+		r.open("}")
 	case "fi", "done", "}":
 		r.closes(text)
-	case "then", "else", "elif", "do", "!", "time":
+	case "then", "else", "elif":
+		r.branch(text)
+	case "do":
+		r.newList()
+	case "!":
+		r.negated = !r.negated
+	case "time":
 	case "case", "select", "function", "coproc":
 		r.unknown("%q", text)
 	default:
@@ -194,20 +322,67 @@ func (r *shellReader) word() {
 	}
 }
 
-func (r *shellReader) closes(word string) {
-	if len(r.opened) == 0 || r.opened[len(r.opened)-1] != word {
+func (r *shellReader) loop() {
+	r.script.loops++
+	r.open("done").loop = r.script.loops
+}
+
+// branch goes from one part of an if to the next.
+func (r *shellReader) branch(word string) {
+	n := len(r.opened)
+	if n == 0 || r.opened[n-1].closes != "fi" {
 		r.unknown("a stray %q", word)
 		return
 	}
-	r.opened = r.opened[:len(r.opened)-1]
+	c := &r.opened[n-1]
+	r.newBlock(c.block)
+	if word == "then" {
+		c.guard = r.condition(c.from, true, c.guard)
+	} else {
+		// The then before has made the condition the innermost guard.
+		if c.guard != c.before {
+			failed := *c.guard
+			failed.want = false
+			c.guard = &failed
+		}
+		c.from = len(r.script.commands)
+	}
+	r.newList()
+}
+
+func (r *shellReader) closes(word string) {
+	n := len(r.opened)
+	if n == 0 || r.opened[n-1].closes != word {
+		r.unknown("a stray %q", word)
+		return
+	}
+	c := r.opened[n-1]
+	r.opened, r.block = r.opened[:n-1], c.block
+	r.joint, r.chain, r.whole = "", c.chain, false
 }
 
 func (r *shellReader) add(word string) {
 	if !r.started {
-		r.current.line = r.line
+		r.begin()
+	}
+	if r.bare {
+		r.current.bare = append(r.current.bare, len(r.current.words))
 	}
 	r.current.words = append(r.current.words, word)
-	r.started = true
+	r.started, r.bare = true, false
+}
+
+// begin notes where the current command stands.
+func (r *shellReader) begin() {
+	c := &r.current
+	c.line, c.joint, c.negated, c.depth, c.nest, c.guard, c.block = r.line, r.joint, r.negated, r.depth, len(r.opened), r.guardNow(), r.block
+	for _, open := range slices.Backward(r.opened) {
+		if open.loop > 0 {
+			c.loop = open.loop
+			break
+		}
+	}
+	r.joint, r.negated = "", false
 }
 
 var assignment = regexp.MustCompile(`(?s)^([A-Za-z_][A-Za-z0-9_]*)=(.*)$`)
@@ -224,28 +399,36 @@ func (r *shellReader) end() {
 		return
 	}
 	if len(c.words) > 1 && c.words[0] == "for" {
-		r.loop(c.words[1:])
+		r.counts(c.words[1:])
 	}
-	assigns := c.words
+	assigns, declares := c.words, false
 	if len(assigns) > 0 && slices.Contains([]string{"export", "local", "declare", "readonly"}, assigns[0]) {
-		assigns = assigns[1:]
+		assigns, declares = assigns[1:], assigns[0] != "export"
 	}
 	for _, word := range assigns {
 		match := assignment.FindStringSubmatch(word)
-		if match == nil {
-			break
+		switch {
+		case match != nil:
+			r.assign(match[1], match[2])
+			if c.depth == 0 && c.joint == "" && onlyAssigns(assigns) && len(r.script.given[match[1]]) < maxVariants {
+				r.script.given[match[1]] = append(r.script.given[match[1]], len(r.script.commands))
+			}
+			continue
+		case declares:
+			r.assign(word, "")
+			continue
 		}
-		r.assign(match[1], match[2])
+		break
 	}
-	if len(c.words) > 1 && c.words[0] == "read" {
-		for _, name := range c.words[1:] {
+	if len(c.words) > 1 && (c.words[0] == "read" || c.words[0] == "printf") {
+		for _, name := range c.words[1:] { // of printf -v, the variable; all others are no names
 			r.script.vars[name] = nil
 		}
 	}
 	r.script.commands = append(r.script.commands, c)
 }
 
-func (r *shellReader) loop(words []string) {
+func (r *shellReader) counts(words []string) {
 	name, list := words[0], words[1:]
 	if len(list) == 0 || list[0] != "in" {
 		r.script.vars[name] = nil
@@ -259,7 +442,7 @@ func (r *shellReader) loop(words []string) {
 func (r *shellReader) assign(name, value string) {
 	known, assigned := r.script.vars[name]
 	values := r.script.expand(value)
-	if values == nil || assigned && known == nil || len(known)+len(values) > maxVariants {
+	if values == nil || !r.script.certain(value, len(r.script.commands), r.block) || assigned && known == nil || len(known)+len(values) > maxVariants {
 		r.script.vars[name] = nil
 		return
 	}
@@ -331,6 +514,7 @@ func (r *shellReader) readWord() (text string, quoted bool) {
 			r.skip(1)
 			r.doubleQuoted(&b)
 		case c == '$' || c == '`':
+			r.bare = true
 			r.expansion(&b)
 		default:
 			b.WriteByte(c)
@@ -429,9 +613,11 @@ func (r *shellReader) bracket(rest string, from int, closing string) {
 		return
 	}
 	// What is computed may call commands too; nothing known does.
-	if inner := rest[from : from+end]; strings.Contains(inner, "$(") || strings.Contains(inner, "`") {
+	inner := rest[from : from+end]
+	if strings.Contains(inner, "$(") || strings.Contains(inner, "`") {
 		r.unknown("a nested substitution")
 	}
+	r.script.forget(inner)
 	r.skip(from + end + len(closing))
 }
 
@@ -440,7 +626,12 @@ func (r *shellReader) inside(text string) {
 		r.unknown("substitutions nested more than %d deep", maxNesting)
 		return
 	}
-	inner := &shellReader{script: r.script, text: text, line: r.line, depth: r.depth + 1}
+	outer := r.current.guard
+	if !r.started {
+		outer = r.guardNow()
+	}
+	inner := &shellReader{script: r.script, text: text, line: r.line, depth: r.depth + 1, outer: outer, block: r.block}
+	inner.newList()
 	inner.read()
 }
 
@@ -478,7 +669,7 @@ func closingParenthesis(text string) int {
 var expansion = regexp.MustCompile(expandStart + `([^` + expandEnd + `]*)` + expandEnd)
 
 const (
-	maxVariants = 64      // of a word
+	maxVariants = 16      // of a word
 	maxWord     = 4 << 10 // bytes of an expanded word
 )
 

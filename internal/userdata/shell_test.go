@@ -24,7 +24,7 @@ func TestReadShell(t *testing.T) {
 		{"if, while, for", "if a; then b; elif c; then d; else e; fi\nwhile f; do g; done <<< \"$h\"\nfor i in 1 2; do j $i; done",
 			[]string{"1: a", "1: b", "1: c", "1: d", "1: e", "2: f", "2: g", "3: for|i|in|1|2", "3: j|1", "3: j|2"}, "", ""},
 		{"arithmetic", "for (( i = 1; i < 3; i++ )); do a; done; if (( x > 1 )); then b $[1+1] $((2*2)); fi", []string{"1: for", "1: a", "1: ((", "1: b|$|$"}, "", ""},
-		{"tests", "[[ $a != *:/b && ( c < d ) ]] && e; [ -f x ]", []string{"1: [[|$a|!=|*:/b|c|d|]]", "1: e", "1: [|-f|x|]"}, "", ""},
+		{"tests", "[[ $a != *:/b && ( c < d ) ]] && e; [ -f x ]", []string{"1: [[|$a|!=|*:/b|&&|(|c|<|d|)|]]", "1: e", "1: [|-f|x|]"}, "", ""},
 		{"redirections", "a > b 2>&1 >> \"c\" < d 2>/dev/null &> e", []string{"1: a > b > c > /dev/null > e"}, "", ""},
 		{"substitutions", "a $(b `c` \"$(d ')')\") `e \\`f\\``", []string{"1: c", "1: d|)", "1: b|$|$", "1: f", "1: e|$", "1: a|$|$"}, "", ""},
 		{"functions and groups", "f() {\n a\n}\n{ b; }; (c; d)\nf", []string{"2: a", "4: b", "4: c", "4: d", "5: f"}, "", ""},
@@ -72,19 +72,28 @@ func TestReadShellIsBounded(t *testing.T) {
 	for range 3000 {
 		doubling.WriteString("B=$A$A; A=$B$B; x $A$B$A$B\n")
 	}
+	var manyValues strings.Builder
+	for i := range 15 {
+		fmt.Fprintf(&manyValues, "A=%d\n", i)
+	}
 	for name, text := range map[string]string{
 		"doubling variables": doubling.String(),
 		"substitutions":      strings.Repeat("$(", 50000),
 		"backticks":          strings.Repeat("`", 50001),
 		"commands":           strings.Repeat("a;", 100000),
 		"parentheses":        strings.Repeat("(", 100000),
+		"nested ifs":         strings.Repeat("if true; then ", 50000),
+		"long list":          strings.Repeat("a && ", 50000),
+		"long elif":          "A=1\nif a; then b" + strings.Repeat("; elif [ $A = 2 ]; then c", 20000) + "; fi",
+		"many values":        manyValues.String() + strings.Repeat("if [ \"$A\" -eq \"$A\" ] || [ $A -lt $A ]; then x $A; fi\n", 1500),
+		"deep guards":        strings.Repeat("a && { ", 90) + "b" + strings.Repeat("\n}", 90),
 		"loop product":       strings.Repeat("for a in 1 2 3 4; do for b in 1 2 3 4; do x $a$b$a$b $a $b; done; done\n", 300),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			began := time.Now()
 			s := readShell(text)
-			strangers("script", s)
+			strangers("script", s, nodeCommands())
 			if took := time.Since(began); took > 20*time.Second {
 				t.Errorf("took %s", took)
 			}

@@ -61,9 +61,13 @@ var secretShape = regexp.MustCompile(`(?i)[a-z0-9]{6}\.[a-z0-9]{16}|[0-9a-f]{32,
 // a secret.
 func quote(text string) string {
 	const most = 80
-	text = secretShape.ReplaceAllString(text, secret.Redacted)
+	text = withoutSecrets(text)
 	if len(text) > most {
 		text = strings.ToValidUTF8(text[:most], "") + "..."
 	}
 	return strconv.Quote(text)
+}
+
+func withoutSecrets(text string) string {
+	return secretShape.ReplaceAllString(text, secret.Redacted)
 }
