@@ -206,13 +206,14 @@ func (r *Runner) runBounded(ctx context.Context, step Step) (Result, error) {
 }
 
 func (r *Runner) perform(ctx context.Context, step Step) (result Result, err error) {
-	ctx, cancel := context.WithTimeout(ctx, step.Timeout)
+	timeout := step.timeout()
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	result, err = r.runBounded(ctx, step)
 
 	var known *fault.Error
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !errors.As(err, &known) {
-		err = fault.Wrap(fault.Timeout, err, "step %s did not end within %s%s", step.Name, step.Timeout, r.lastNote(step.Name))
+		err = fault.Wrap(fault.Timeout, err, "step %s did not end within %s%s", step.Name, timeout, r.lastNote(step.Name))
 	}
 	return result, err
 }
@@ -252,7 +253,7 @@ func (r *Runner) start(step Step) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.Now()
-	until := now.Add(step.Timeout)
+	until := now.Add(step.timeout())
 	record := r.record(step.Name)
 	record.Status, record.Started, record.Until = Running, &now, &until
 	r.save()

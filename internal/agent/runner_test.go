@@ -140,10 +140,14 @@ func TestADeadlineNamesWhatWasAwaited(t *testing.T) {
 		return agent.Result{}, ctx.Err()
 	})
 	wait.Timeout = 20 * time.Millisecond
-	err := runner.Run(context.Background(), []agent.Step{wait})
-	failure := fault.As(err)
-	if failure.Code != fault.Timeout || !strings.Contains(failure.Message, "no medium in sr0") {
-		t.Errorf("failure = %+v, want code timeout naming what was awaited", failure)
+	longer := wait // as an earlier step found out
+	longer.Name, longer.Timeout = "longer", time.Millisecond
+	longer.Longer = func() time.Duration { return 30 * time.Millisecond }
+	err := runner.Run(context.Background(), []agent.Step{wait, longer})
+	for _, want := range []string{"step iso did not end within 20ms (no medium in sr0)", "step longer did not end within 30ms (no medium in sr0)"} {
+		if fault.As(err).Code != fault.Timeout || !strings.Contains(err.Error(), want) {
+			t.Errorf("failure %v, want code timeout and %q", err, want)
+		}
 	}
 }
 

@@ -105,6 +105,8 @@ type Instance struct {
 	By     string    `json:"by"`     // nodeagent or cloud-init
 	BootID string    `json:"bootID"` // the boot on which it was made
 	Made   time.Time `json:"made"`
+	// UserdataSHA256 is of the userdata it was made of, by which a change is seen.
+	UserdataSHA256 string `json:"userdataSHA256,omitempty"`
 }
 
 // Record is what happened to one step.

@@ -25,13 +25,22 @@ type Step struct {
 	// Applies is asked when the needs are met; a step that does not apply to this
 	// node leaves no trace. Nil applies always.
 	Applies func() bool
-	// Timeout bounds Run.
+	// Timeout bounds Run; where an earlier step may find out that longer is meant,
+	// Longer says so when the needs are met.
 	Timeout time.Duration
+	Longer  func() time.Duration
 	// Always runs the step also when a step it needs has failed.
 	Always bool
 	// Ready tells systemd that units ordered after nodeagent may start.
 	Ready bool
 	Run   func(ctx context.Context, report host.Report) (Result, error)
+}
+
+func (s Step) timeout() time.Duration {
+	if s.Longer == nil {
+		return s.Timeout
+	}
+	return max(s.Timeout, s.Longer())
 }
 
 // Result is what a step that did not fail has done.
