@@ -10,7 +10,7 @@ SUDO        = $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env=HOME,CI,P
 
 # What the emulated cloud runs and builds with, all of it from Debian.
 PACKAGES = qemu-system-x86 qemu-utils mmdebstrap xorriso dnsmasq-base fdisk gdisk parted e2fsprogs xfsprogs btrfs-progs \
-	grub-pc-bin grub-common iproute2 cloud-guest-utils
+	grub-pc-bin grub-common iproute2 cloud-guest-utils genisoimage dosfstools mtools
 
 .DEFAULT_GOAL := help
 .PHONY: help build deb packages lint unit test e2e bench demo clean

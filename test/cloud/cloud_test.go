@@ -53,7 +53,7 @@ func TestQEMUArgs(t *testing.T) {
 	contains(t, "arguments", direct,
 		"-machine q35 -smp 2 -m 2048 -accel tcg,thread=multi -cpu max",
 		"cache=unsafe,discard=unmap,file=/o.qcow2", "mac=02:01:0a:01:01:0b", "ifname=tap3",
-		"name=org.qemu.guest_agent.0", "scsi-cd,bus=scsi0.0,id=cd0", "file=/d,,1.img",
+		"name=org.qemu.guest_agent.0", "scsi-cd,bus=scsi0.0,scsi-id=0,id=cd0", "file=/d,,1.img",
 		"-fw_cfg name=opt/cloudstack/cmdline,file=/b", "-kernel /k -append console=ttyS0 -initrd /i")
 	spec.BootFromDisk = true
 	if fromDisk := strings.Join(qemuArgs(spec, "kvm", host), " "); strings.Contains(fromDisk, "-kernel") || !strings.Contains(fromDisk, "-accel kvm") {

@@ -46,10 +46,13 @@ type MachineSpec struct {
 	// power-on; empty: not at all.
 	FirmwareBootArgs string
 
-	// Userdata and PublicKeys are served by the metadata server. Nil Userdata
-	// is not found there.
+	// Userdata and PublicKeys are served by the metadata server, or are on the
+	// config drive. Nil Userdata is not found there.
 	Userdata   []byte
 	PublicKeys []string
+	// ConfigDrive attaches a config drive; the metadata server then knows nothing
+	// of the machine.
+	ConfigDrive ConfigDrivePlace
 	// Metadata adds to, or replaces, the keys of meta-data/.
 	Metadata map[string]string
 
@@ -195,7 +198,9 @@ func (m *Machine) make(ctx context.Context) error {
 	if err := m.cloud.network.addTap(m.tap); err != nil {
 		return err
 	}
-	m.cloud.Router.metadata.set(m.Address, instance{userdata: m.Spec.Userdata, keys: m.metadata()})
+	if m.Spec.ConfigDrive == NoConfigDrive {
+		m.cloud.Router.metadata.set(m.Address, instance{userdata: m.Spec.Userdata, keys: m.metadata()})
+	}
 	return m.cloud.Router.add(ctx, m.Spec.Name, m.MAC, m.Address)
 }
 
@@ -225,9 +230,15 @@ func joinLines(lines []string) string {
 	return text
 }
 
-// SetUserdata changes what the metadata server tells from now on (contract 5.5).
+// SetUserdata changes what the metadata server tells from now on (contract 5.5), or
+// what is on the config drive from the next power-on.
 func (m *Machine) SetUserdata(userdata []byte) {
-	m.cloud.Router.metadata.set(m.Address, instance{userdata: userdata, keys: m.metadata()})
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.Spec.Userdata = userdata
+	if m.Spec.ConfigDrive == NoConfigDrive {
+		m.cloud.Router.metadata.set(m.Address, instance{userdata: userdata, keys: m.metadata()})
+	}
 }
 
 // PowerOn starts QEMU; the machine must be off.
@@ -256,6 +267,10 @@ func (m *Machine) launch(ctx context.Context, accel string) (*power, error) {
 			return nil, err
 		}
 	}
+	var err error
+	if files.configDrive, err = m.makeConfigDrive(ctx); err != nil {
+		return nil, err
+	}
 	p := &power{cmd: exec.Command("qemu-system-x86_64", qemuArgs(m.Spec, accel, files)...), exited: make(chan struct{})}
 
 	// QEMU gets sockets that listen already: nobody has to wait for them.
@@ -282,7 +297,6 @@ func (m *Machine) launch(ctx context.Context, accel string) (*power, error) {
 		close(p.exited)
 		cancel(errors.New("QEMU has ended"))
 	}()
-	var err error
 	if p.qmp, err = DialQMP(ctx, paths[0]); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %s", err, complaints.String()), p.kill())
 	}
@@ -467,8 +481,10 @@ func (m *Machine) remove() error {
 		if err := m.cloud.network.removeTap(m.tap); err != nil && p != nil {
 			errs = append(errs, err)
 		}
-		if err := os.Remove(m.overlay); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
+		for _, path := range []string{m.overlay, filepath.Join(m.cloud.dir, m.Spec.Name+".configdrive")} {
+			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, err)
+			}
 		}
 		errs = append(errs, m.consoleFile.Close())
 		m.consoleFile = nil

@@ -28,8 +28,8 @@ const kvmProbe = 10 * time.Second
 
 // hostFiles are the things of the host that a QEMU command line names.
 type hostFiles struct {
-	overlay, tap, bootArgs string
-	mac                    net.HardwareAddr
+	overlay, tap, bootArgs, configDrive string
+	mac                                 net.HardwareAddr
 }
 
 // qemuArgs is the machine as CloudStack's KVM host would define it: virtio disk
@@ -50,14 +50,20 @@ func qemuArgs(spec MachineSpec, accel string, host hostFiles) []string {
 		"-device", "virtio-serial-pci",
 		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d,server=on,wait=off", agentFD),
 		"-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
-		"-device", "virtio-scsi-pci,id=scsi0", "-device", "scsi-cd,bus=scsi0.0,id="+cdDrive,
-		"-device", "virtio-rng-pci",
+		"-device", "virtio-scsi-pci,id=scsi0", "-device", "virtio-rng-pci",
 	)
+	args = append(args, cdDrives(spec.ConfigDrive, host.configDrive)...)
 	for i, path := range spec.ExtraDisks {
 		id := "disk" + strconv.Itoa(i+1)
 		args = append(args,
 			"-drive", "if=none,id="+id+",format=raw,cache=unsafe,file="+escape(path),
 			"-device", "virtio-blk-pci,drive="+id)
+	}
+	switch spec.ConfigDrive {
+	case ConfigDriveDisk, ConfigDrivePartition:
+		args = append(args,
+			"-drive", "if=none,id=config0,format=raw,readonly=on,file="+escape(host.configDrive),
+			"-device", "virtio-blk-pci,drive=config0")
 	}
 	if host.bootArgs != "" {
 		args = append(args, "-fw_cfg", "name=opt/cloudstack/cmdline,file="+escape(host.bootArgs))
@@ -69,6 +75,21 @@ func qemuArgs(spec MachineSpec, accel string, host hostFiles) []string {
 		}
 	}
 	return args
+}
+
+// cdDrives are the empty drive for ISOs and, in front of it or behind, one with the
+// config drive. Linux numbers them by their SCSI ids.
+func cdDrives(place ConfigDrivePlace, image string) []string {
+	forISOs := "scsi-cd,bus=scsi0.0,scsi-id=%d,id=" + cdDrive
+	config := "scsi-cd,bus=scsi0.0,scsi-id=%d,drive=config0"
+	medium := []string{"-drive", "if=none,id=config0,format=raw,readonly=on,media=cdrom,file=" + escape(image)}
+	switch place {
+	case ConfigDriveFirstCD:
+		return append(medium, "-device", fmt.Sprintf(config, 0), "-device", fmt.Sprintf(forISOs, 1))
+	case ConfigDriveSecondCD:
+		return append(medium, "-device", fmt.Sprintf(forISOs, 0), "-device", fmt.Sprintf(config, 1))
+	}
+	return []string{"-device", fmt.Sprintf(forISOs, 0)}
 }
 
 func accelArgs(accel string) []string {

@@ -207,10 +207,11 @@ func (q *QMP) WaitEvent(ctx context.Context, seen int, name string) (Event, erro
 }
 
 // InsertISO puts the image into the CD drive, as attaching an ISO does: no new
-// device comes, the medium of the present drive changes.
+// device comes, the medium of the present drive changes, whoever is reading the old
+// one.
 func (q *QMP) InsertISO(ctx context.Context, path string) error {
 	return q.Execute(ctx, "blockdev-change-medium", map[string]any{
-		"id": cdDrive, "filename": path, "format": "raw", "read-only-mode": "read-only",
+		"id": cdDrive, "filename": path, "format": "raw", "read-only-mode": "read-only", "force": true,
 	}, nil)
 }
 
