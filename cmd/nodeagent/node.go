@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -46,7 +45,7 @@ type node struct {
 	instance    *agent.Instance  // made by an earlier boot, or nil
 	installed   *agent.Installed // from a binaries ISO, by this boot or an earlier one, or nil
 	cloudInit   string           // the instance whose users and files an earlier boot has made
-	provisioned bool             // CloudStack's success marker is there
+	provisioned bool             // an earlier boot has made it: CloudStack's success marker is there, or cloud-init has it
 
 	args      userdata.BootArgs
 	role      roles.Role // its Name is empty until it is known
@@ -105,20 +104,18 @@ func (n *node) makesKubernetes() bool {
 	return n.intent.Handover == userdata.HandoverNodeagent
 }
 
+// handedOver says that an earlier boot has left this machine's making to cloud-init.
+func (n *node) handedOver() bool {
+	return n.instance != nil && n.instance.By == userdata.HandoverCloudInit
+}
+
 func (n *node) readBootArgs(ctx context.Context, report host.Report) (agent.Result, error) {
 	args, source, err := userdata.AwaitBootArgs(ctx, n.host, userdata.AwaitOptions{}, report)
 	if err != nil {
 		return agent.Result{}, err
 	}
 	n.args = args
-	note := "from " + source.Name
-	if source.Stale {
-		note = "persisted from an earlier boot, written " + source.Written.UTC().Format("2006-01-02 15:04 MST")
-	}
-	if source.Note != "" {
-		note += "; " + source.Note
-	}
-	return agent.Result{Note: note}, nil
+	return agent.Result{Note: source.String()}, nil
 }
 
 func (n *node) findRole(context.Context, host.Report) (agent.Result, error) {
@@ -127,7 +124,7 @@ func (n *node) findRole(context.Context, host.Report) (agent.Result, error) {
 		return agent.Result{}, err
 	}
 	n.role = role
-	n.provisioned = n.ownsNode() && n.host.Exists(successFile)
+	n.provisioned = n.ownsNode() && (n.host.Exists(successFile) || n.handedOver())
 	n.update(func(s *agent.State) { s.Role, s.Owner, s.Node = role.Name, string(role.Owner), n.args.Name() })
 	// A gate that was opened on this boot by an agent that was killed stays open.
 	if n.ownsNode() {
@@ -249,12 +246,30 @@ func (n *node) setServices(ctx context.Context, _ host.Report) (agent.Result, er
 	return agent.Result{Note: plan.String()}, err
 }
 
-func (n *node) fetchUserdata(ctx context.Context, report host.Report) (agent.Result, error) {
+func (n *node) fetchOptions() userdata.FetchOptions {
 	nic := n.nic()
-	fetched, err := userdata.Fetch(ctx, userdata.FetchOptions{Local: nic.Address.Addr(), Gateway: nic.Gateway, Interface: nic.Name}, report)
+	bootArg, _ := n.args.Get("userdata")
+	options := userdata.FetchOptions{Name: n.args.Name(), BootArg: bootArg,
+		Local: nic.Address.Addr(), Gateway: nic.Gateway, Interface: nic.Name}
+	if n.instance != nil {
+		options.Instance = n.instance.ID
+	}
+	return options
+}
+
+func (n *node) fetchUserdata(ctx context.Context, report host.Report) (agent.Result, error) {
+	if n.provisioned {
+		return n.recheckUserdata(ctx, report)
+	}
+	fetched, err := userdata.Fetch(ctx, n.host, n.fetchOptions(), report)
 	if err != nil {
 		return agent.Result{}, err
 	}
+	return n.takeUserdata(fetched)
+}
+
+// takeUserdata decides what this machine is to be.
+func (n *node) takeUserdata(fetched userdata.Userdata) (agent.Result, error) {
 	intent, problems := userdata.Parse(fetched.Raw)
 	if err := userdata.Err(problems); err != nil {
 		return agent.Result{}, err
@@ -270,12 +285,90 @@ func (n *node) fetchUserdata(ctx context.Context, report host.Report) (agent.Res
 	return result, nil
 }
 
+// recheckTimeout bounds the look for other userdata on a machine that is made: the
+// router may be gone, and the node works without it.
+const recheckTimeout = 10 * time.Second
+
+// recheckUserdata looks whether CloudStack wants a machine that is made to be made
+// again (contract 5.5). That it cannot find out is no failure.
+func (n *node) recheckUserdata(ctx context.Context, report host.Report) (agent.Result, error) {
+	if n.instance == nil { // made by others: there is nothing to compare with
+		return agent.Result{Skipped: true, Note: "done on an earlier boot"}, nil
+	}
+	options := n.fetchOptions()
+	options.Timeout = recheckTimeout
+	fetched, err := userdata.Fetch(ctx, n.host, options, report)
+	if ctx.Err() != nil {
+		return agent.Result{}, err
+	}
+	if err != nil {
+		return n.compareUserdata(nil, err)
+	}
+	return n.compareUserdata(&fetched, nil)
+}
+
+// compareUserdata compares the userdata of this boot, nil for none because of
+// missing, with those the machine was made of.
+func (n *node) compareUserdata(now *userdata.Userdata, missing error) (agent.Result, error) {
+	made := userdata.Made{InstanceID: n.instance.ID, Digest: n.instance.UserdataSHA256,
+		Semaphores: userdata.ReadSemaphores(n.host, n.instance.ID)}
+	change, reason := userdata.Compare(made, now)
+	result := agent.Result{Skipped: true, Note: "done on an earlier boot; " + reason}
+	switch {
+	case change == userdata.ChangeNone && now == nil && made.Semaphores == userdata.SemaphoresRemoved:
+		result.Warnings = []error{fault.Wrap(fault.UserdataUnreachable, missing, "%s", reason)}
+		return result, nil
+	case change == userdata.ChangeNone && now != nil && made.Digest == "":
+		n.update(func(s *agent.State) {
+			if s.Instance != nil {
+				s.Instance.UserdataSHA256 = now.Digest()
+			}
+		})
+		return result, nil
+	case change == userdata.ChangeNone:
+		return result, nil
+	}
+	if _, problems := userdata.Parse(now.Raw); userdata.Err(problems) != nil {
+		result.Warnings = []error{fault.Wrap(fault.UserdataInvalid, userdata.Err(problems), "%s, but cannot be used; the machine stays as it is", reason)}
+		return result, nil
+	}
+	if err := n.forgetMade(); err != nil {
+		return agent.Result{}, fault.Wrap(fault.HostSettingsFailed, err, "cannot make the machine again")
+	}
+	result, err := n.takeUserdata(*now)
+	result.Note += fmt.Sprintf("; %s: %s", change, reason)
+	return result, err
+}
+
+// forgetMade makes this machine one that is to be made, for this boot and, should
+// it be cut short, for those to come. The marker goes when cloud-init is bound to
+// run again, the record last: until then every boot comes to the same decision.
+func (n *node) forgetMade() error {
+	n.update(func(s *agent.State) { s.CloudInit = "" })
+	if _, err := n.host.Remove(successFile); err != nil {
+		return err
+	}
+	n.host.Kernel.Sync()
+	n.update(func(s *agent.State) { s.Instance = nil })
+	n.provisioned, n.instance, n.cloudInit = false, nil, ""
+	return nil
+}
+
 // runCloudInit hands cloud-init its seed and starts it. Only the stages that make
 // users and files are awaited: the last one runs the stand-ins, which wait for
 // nodeagent.
 func (n *node) runCloudInit(ctx context.Context, report host.Report) (agent.Result, error) {
 	fail := func(err error) (agent.Result, error) {
 		return agent.Result{}, fault.Wrap(fault.CloudInitFailed, err, "cannot run cloud-init")
+	}
+	if n.provisioned && !n.handedOver() {
+		return agent.Result{Skipped: true, Note: "done on an earlier boot"}, nil
+	}
+	if n.provisioned { // what it does at every boot, and what a power cut left undone
+		if _, err := n.startCloudInit(ctx); err != nil {
+			return fail(err)
+		}
+		return agent.Result{Note: "runs with the userdata of an earlier boot"}, nil
 	}
 	seed, err := userdata.Seed(n.userdata.Raw, n.intent)
 	if err != nil {
@@ -284,19 +377,12 @@ func (n *node) runCloudInit(ctx context.Context, report host.Report) (agent.Resu
 	if _, err := userdata.WriteSeed(n.host, n.userdata, seed); err != nil {
 		return fail(err)
 	}
-	if _, err := n.host.WriteFile(cloudInitFile, nil, 0o644); err != nil {
-		return fail(err)
-	}
 	if err := n.forgetHalfDone(ctx); err != nil {
 		return fail(err)
 	}
-	var jobs []host.Job
-	for _, unit := range n.role.OnDemand { // cloud-init's stages, in order
-		job, err := n.host.Units.Start(ctx, unit)
-		if err != nil {
-			return fail(err)
-		}
-		jobs = append(jobs, job)
+	jobs, err := n.startCloudInit(ctx)
+	if err != nil {
+		return fail(err)
 	}
 	result := agent.Result{Note: "users and files made"}
 	for _, job := range jobs[:len(jobs)-1] {
@@ -328,18 +414,34 @@ func (n *node) runCloudInit(ctx context.Context, report host.Report) (agent.Resu
 	return result, nil
 }
 
+// startCloudInit starts cloud-init's stages, in order.
+func (n *node) startCloudInit(ctx context.Context) ([]host.Job, error) {
+	if _, err := n.host.WriteFile(cloudInitFile, nil, 0o644); err != nil {
+		return nil, err
+	}
+	var jobs []host.Job
+	for _, unit := range n.role.OnDemand {
+		job, err := n.host.Units.Start(ctx, unit)
+		if err != nil {
+			return nil, err
+		}
+		jobs = append(jobs, job)
+	}
+	return jobs, nil
+}
+
 // forgetHalfDone makes cloud-init run all of its modules again after a power cut in
 // the middle of them: it notes each as done before it runs it.
 func (n *node) forgetHalfDone(ctx context.Context) error {
 	id := n.instanceID()
-	if id == "" || id == n.cloudInit || id != filepath.Base(id) || id == ".." {
+	if id == n.cloudInit {
 		return nil
 	}
 	unit, err := n.host.Units.State(ctx, "cloud-init.service")
 	if err != nil || unit.Running() {
 		return err // it runs, or has run on this boot
 	}
-	return os.RemoveAll(n.host.Path("/var/lib/cloud/instances/" + id + "/sem"))
+	return userdata.ForgetCloudInit(n.host, id)
 }
 
 // instanceID is CloudStack's id of this machine.
@@ -351,7 +453,7 @@ func (n *node) made() {
 	n.host.Kernel.Sync()
 	n.update(func(s *agent.State) {
 		s.Instance = &agent.Instance{ID: n.instanceID(), Mode: string(n.intent.Mode), By: n.intent.Handover,
-			BootID: s.BootID, Made: time.Now().UTC().Truncate(time.Second)}
+			BootID: s.BootID, Made: time.Now().UTC().Truncate(time.Second), UserdataSHA256: n.userdata.Digest()}
 	})
 }
 
@@ -376,6 +478,12 @@ func (n *node) checkMachine(context.Context, host.Report) (agent.Result, error) 
 }
 
 func gibibytes(bytes int64) string { return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30)) }
+
+// isoPatience is how long the userdata's own script would look for the ISO: an
+// administrator who needs longer has set it there.
+func (n *node) isoPatience() time.Duration {
+	return n.intent.WaitInterval * time.Duration(n.intent.WaitAttempts)
+}
 
 func (n *node) findISO(ctx context.Context, report host.Report) (agent.Result, error) {
 	bundle, err := kubeadm.FindISO(ctx, n.host, n.intent.Version, report)
@@ -450,7 +558,7 @@ func (n *node) initPlan() kubeadm.InitPlan {
 		TokenTTL:         n.intent.TokenTTL,
 		CertificateKey:   n.intent.CertificateKey,
 		UploadCerts:      n.intent.UploadCerts,
-		Flags:            n.intent.Flags,
+		Flags:            n.intent.KubeadmFlags(),
 	}
 }
 
@@ -464,6 +572,10 @@ func (n *node) applyAddOns(ctx context.Context, report host.Report) (agent.Resul
 }
 
 func (n *node) awaitReady(ctx context.Context, report host.Report) (agent.Result, error) {
+	if n.intent.ExternalCNI && !n.provisioned {
+		// Whoever brings the network plugin may wait for the success marker first.
+		return agent.Result{Skipped: true, Note: "not awaited: the network plugin does not come from the ISO"}, nil
+	}
 	return agent.Result{}, kubeadm.WaitReady(ctx, n.host, strings.ToLower(n.args.Name()), report)
 }
 

@@ -25,10 +25,10 @@ func bootPlan(n *node) []agent.Step {
 		{Name: "services", Short: "docker, containerd and cloud-init as the role wants",
 			Needs: []string{"disk", "hostname", "network", "swap", "kernel"}, Ready: true, Timeout: time.Minute, Run: n.setServices},
 
-		{Name: "userdata", Short: "the userdata is read", Needs: []string{"services"}, Applies: n.ownsNode, Timeout: 6 * time.Minute, Run: n.once(n.fetchUserdata)},
-		{Name: "cloud-init", Short: "cloud-init made users and files", Needs: []string{"userdata"}, Applies: n.ownsNode, Timeout: 15 * time.Minute, Run: n.once(n.runCloudInit)},
+		{Name: "userdata", Short: "the userdata is read", Needs: []string{"services"}, Applies: n.ownsNode, Timeout: 6 * time.Minute, Run: n.fetchUserdata},
+		{Name: "cloud-init", Short: "cloud-init made users and files", Needs: []string{"userdata"}, Applies: n.ownsNode, Timeout: 15 * time.Minute, Run: n.runCloudInit},
 		{Name: "preflight", Short: "the machine is large enough", Needs: []string{"userdata"}, Applies: n.needsDisk, Timeout: time.Minute, Run: n.once(n.checkMachine)},
-		{Name: "iso", Short: "the binaries ISO is mounted", Needs: []string{"preflight"}, Applies: n.makesKubernetes, Timeout: isoTimeout, Run: n.fromISO(n.findISO)},
+		{Name: "iso", Short: "the binaries ISO is mounted", Needs: []string{"preflight"}, Applies: n.makesKubernetes, Timeout: isoTimeout, Longer: n.isoPatience, Run: n.fromISO(n.findISO)},
 		{Name: "install", Short: "binaries and units are in place", Needs: []string{"iso"}, Applies: n.makesKubernetes, Timeout: 10 * time.Minute, Run: n.fromISO(n.install)},
 		{Name: "containerd", Short: "containerd is configured", Needs: []string{"iso"}, Applies: n.makesKubernetes, Timeout: 5 * time.Minute, Run: n.once(n.configureContainerd)},
 		{Name: "images", Short: "the images are imported", Needs: []string{"containerd"}, Applies: n.makesKubernetes, Timeout: 30 * time.Minute, Run: n.fromISO(n.importImages)},
@@ -41,5 +41,6 @@ func bootPlan(n *node) []agent.Step {
 }
 
 // isoTimeout bounds the wait for the binaries ISO: CloudStack attaches it after
-// all VMs of a cluster run, and its own scripts wait 25 minutes.
+// all VMs of a cluster run, and its own scripts wait 25 minutes unless they were told
+// to wait longer.
 const isoTimeout = 45 * time.Minute

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -19,7 +20,7 @@ const nodeArgs = " template=domP name=prod1-control-1 type=cksnode eth0ip=10.1.1
 
 func controlUserdata(t *testing.T) []byte {
 	t.Helper()
-	raw, err := os.ReadFile("../../internal/userdata/testdata/control.yml")
+	raw, err := os.ReadFile("../../internal/userdata/testdata/corpus/control-4.23/user-data")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,5 +122,78 @@ func TestPlanNamesAllProblemsAtOnce(t *testing.T) {
 	code, out, _ = call(t, "plan", "--boot-args", file)
 	if code != 1 || !strings.Contains(out, "boot-args-invalid") {
 		t.Errorf("text plan: exit code %d\n%s", code, out)
+	}
+}
+
+// Every value says where it came from, and only when asked.
+func TestPlanExplains(t *testing.T) {
+	t.Parallel()
+	const corpus = "../../internal/userdata/testdata/corpus/"
+	args := []string{"plan", "--boot-args", corpus + "control-4.20/boot-args", "--user-data", corpus + "control-4.23/user-data"}
+	_, plain, _ := call(t, args...)
+	code, text, _ := call(t, append(args, "--explain")...)
+	if code != 0 || !strings.HasPrefix(text, plain) || len(text) == len(plain) {
+		t.Fatalf("exit code %d, explained\n%s", code, text)
+	}
+	for _, want := range []string{`(?m)^hostname +prod1-control-19a2f0c4d10 +boot args name$`, `(?m)^eth0 +10\.1\.1\.57/24 via 10\.1\.1\.1 +boot args eth0ip, eth0mask, gateway$`,
+		`(?m)^endpoint +10\.1\.1\.57:6443 +user-data line \d+ \(/opt/bin/deploy-kube-system: kubeadm init --control-plane-endpoint\)$`,
+		`(?m)^token +\[redacted\] +user-data line \d+ `} {
+		if !regexp.MustCompile(want).MatchString(text) {
+			t.Errorf("no line matches %s in\n%s", want, text)
+		}
+	}
+	for _, explain := range []bool{false, true} {
+		json1 := append(slices.Clone(args), "-o", "json")
+		if explain {
+			json1 = append(json1, "--explain")
+		}
+		_, out, _ := call(t, json1...)
+		var report struct {
+			Explain []struct{ Key, Value, From string }
+		}
+		if err := json.Unmarshal([]byte(out), &report); err != nil {
+			t.Fatal(err)
+		}
+		if (len(report.Explain) > 10) != explain {
+			t.Errorf("with --explain %v: %d values explained", explain, len(report.Explain))
+		}
+		for _, e := range report.Explain {
+			if e.Key == "" || e.Value == "" || e.From == "" {
+				t.Errorf("%+v is not whole", e)
+			}
+		}
+	}
+}
+
+// Each problem of each text says where it is, and no plan shows a secret.
+func TestPlanOfTheCorpus(t *testing.T) {
+	t.Parallel()
+	const corpus = "../../internal/userdata/testdata/corpus/"
+	folders, err := os.ReadDir(corpus)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, folder := range folders {
+		raw, err := os.ReadFile(filepath.Join(corpus, folder.Name(), "user-data"))
+		if err != nil {
+			continue // kept compressed for its size
+		}
+		report := makePlan(nodeArgs, raw)
+		encoded, err := json.Marshal(report)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text strings.Builder
+		report.show(&text)
+		for _, secret := range []string{"5ecre7.0123456789abcdef", strings.Repeat("5ec2e75e", 7), "hunter2hunter2"} {
+			if strings.Contains(string(encoded)+text.String(), secret) {
+				t.Errorf("%s: the plan shows the secret %s...", folder.Name(), secret[:4])
+			}
+		}
+		for _, problem := range report.Problems {
+			if problem.Source != "user-data" || problem.Message == "" {
+				t.Errorf("%s: %+v does not say where it is", folder.Name(), problem)
+			}
+		}
 	}
 }

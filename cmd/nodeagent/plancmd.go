@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -32,6 +33,8 @@ type planReport struct {
 	Kubernetes  *planKubernetes `json:"kubernetes,omitempty"`
 	Steps       []planStep      `json:"steps"`
 	Problems    []planProblem   `json:"problems"`
+	// Explain is there with --explain only.
+	Explain []userdata.Explanation `json:"explain,omitempty"`
 }
 
 type planInterface struct {
@@ -51,20 +54,43 @@ type planServices struct {
 }
 
 type planKubernetes struct {
-	Mode            userdata.Mode `json:"mode"`
-	Version         string        `json:"version,omitempty"`
-	Endpoint        string        `json:"endpoint,omitempty"`
-	CertSANs        []string      `json:"certSANs,omitempty"`
-	Token           secret.Text   `json:"token,omitzero"`
-	CertificateKey  secret.Text   `json:"certificateKey,omitzero"`
-	ExternalEtcd    []string      `json:"externalEtcd,omitempty"`
-	Registry        string        `json:"registry,omitempty"`
-	WaitInterval    string        `json:"waitInterval,omitempty"`
-	WaitAttempts    int           `json:"waitAttempts,omitempty"`
-	EjectISO        bool          `json:"ejectISO"`
-	Flags           []string      `json:"flags,omitempty"`
-	Handover        string        `json:"handover"`
-	HandoverReasons []string      `json:"handoverReasons,omitempty"`
+	Mode             userdata.Mode   `json:"mode"`
+	Flavor           userdata.Flavor `json:"flavor,omitempty"`
+	Version          string          `json:"version,omitempty"`
+	Endpoint         string          `json:"endpoint,omitempty"`
+	AdvertiseAddress string          `json:"advertiseAddress,omitempty"`
+	BindPort         int             `json:"bindPort,omitempty"`
+	NodeName         string          `json:"nodeName,omitempty"`
+	CertSANs         []string        `json:"certSANs,omitempty"`
+	Token            secret.Text     `json:"token,omitzero"`
+	TokenTTL         string          `json:"tokenTTL,omitempty"`
+	Discovery        string          `json:"discovery,omitempty"`
+	CACertHashes     []string        `json:"caCertHashes,omitempty"`
+	CertificateKey   secret.Text     `json:"certificateKey,omitzero"`
+	UploadCerts      bool            `json:"uploadCerts,omitempty"`
+	IgnorePreflight  []string        `json:"ignorePreflight,omitempty"`
+	CRISocket        string          `json:"criSocket,omitempty"`
+	KubeadmConfig    string          `json:"kubeadmConfig,omitempty"`
+	ExternalEtcd     []string        `json:"externalEtcd,omitempty"`
+	Etcd             *planEtcd       `json:"etcd,omitempty"`
+	ExternalCNI      bool            `json:"externalCNI,omitempty"`
+	Registry         string          `json:"registry,omitempty"`
+	WaitInterval     string          `json:"waitInterval,omitempty"`
+	WaitAttempts     int             `json:"waitAttempts,omitempty"`
+	EjectISO         bool            `json:"ejectISO"`
+	VRISO            string          `json:"vrISO,omitempty"`
+	Flags            userdata.Words  `json:"flags,omitempty"`
+	Handover         string          `json:"handover"`
+	HandoverReasons  []string        `json:"handoverReasons,omitempty"`
+}
+
+type planEtcd struct {
+	Name           string         `json:"name"`
+	Address        string         `json:"address"`
+	InitialCluster string         `json:"initialCluster"`
+	State          string         `json:"state"`
+	Token          string         `json:"token,omitempty"`
+	Flags          userdata.Words `json:"flags,omitempty"`
 }
 
 type planStep struct {
@@ -76,18 +102,33 @@ type planProblem struct {
 	Severity userdata.Severity `json:"severity"`
 	Code     fault.Code        `json:"code"`
 	Message  string            `json:"message"`
+	// Source is boot-args or user-data; Key the boot arg, or the file in the userdata.
+	Source string `json:"source"`
+	Key    string `json:"key,omitempty"`
+}
+
+const (
+	bootArgsSource = "boot-args"
+	userdataSource = "user-data"
+)
+
+func (r *planReport) addProblem(source string, p userdata.Problem) {
+	r.Problems = append(r.Problems, planProblem{p.Severity, p.Code, p.Message, source, p.Key})
 }
 
 func planCommand() *cobra.Command {
 	var bootArgsFile, userdataFile, output string
+	var explain bool
 	cmd := &cobra.Command{
 		Use:   "plan --boot-args FILE [--user-data FILE]",
 		Short: "Show what a boot would do with these boot args and userdata",
 		Long: `Show what a boot would do with these boot args and this userdata: role, network,
 disk, services, the Kubernetes node, the steps, and all that is wrong with them.
-It works anywhere, needs no root and changes nothing. Exit code 1 when a problem
-is an error.`,
+With --explain also where each value came from: the boot arg, or the line of the
+userdata. It works anywhere, needs no root and changes nothing. Exit code 1 when
+a problem is an error.`,
 		Example: `  nodeagent plan --boot-args /var/cache/cloud/cmdline
+  nodeagent plan --boot-args cmdline --user-data user-data --explain
   nodeagent plan --boot-args cmdline --user-data user-data -o json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -108,6 +149,9 @@ is an error.`,
 				}
 			}
 			report := makePlan(string(bootArgs), raw)
+			if !explain {
+				report.Explain = nil
+			}
 			if output == "json" {
 				err = printJSON(cmd.OutOrStdout(), report)
 			} else {
@@ -124,6 +168,7 @@ is an error.`,
 	}
 	cmd.Flags().StringVar(&bootArgsFile, "boot-args", "", "`file` with the boot args, as in /var/cache/cloud/cmdline")
 	cmd.Flags().StringVar(&userdataFile, "user-data", "", "`file` with the userdata")
+	cmd.Flags().BoolVar(&explain, "explain", false, "say where each value came from")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "`format`: text or json")
 	return cmd
 }
@@ -147,7 +192,7 @@ func makePlan(bootArgs string, raw []byte) *planReport {
 	role, err := roles.Find(n.args.Type())
 	if err != nil {
 		failure := fault.As(err)
-		report.Problems = append(report.Problems, planProblem{userdata.SeverityError, failure.Code, failure.Message})
+		report.addProblem(bootArgsSource, userdata.Problem{Severity: userdata.SeverityError, Code: failure.Code, Key: "type", Message: failure.Message})
 	}
 	n.role = role
 	for _, problem := range n.args.Problems() {
@@ -159,8 +204,9 @@ func makePlan(bootArgs string, raw []byte) *planReport {
 		if role.Owner == roles.CloudStack {
 			problem.Severity = userdata.SeverityWarning
 		}
-		report.Problems = append(report.Problems, planProblem{problem.Severity, problem.Code, problem.Message})
+		report.addProblem(bootArgsSource, problem)
 	}
+	report.Explain = n.args.Explain()
 	report.Hostname = n.args.Name()
 	for _, nic := range n.args.Interfaces() {
 		report.Interfaces = append(report.Interfaces, planInterface(nic))
@@ -172,8 +218,8 @@ func makePlan(bootArgs string, raw []byte) *planReport {
 	report.Role, report.Owner = role.Name, role.Owner
 	report.Disk = &planDisk{MinimumBytes: role.MinimumDisk, RequestedBytes: n.args.RootDiskBytes()}
 	if requested := report.Disk.RequestedBytes; requested > 0 && requested < role.MinimumDisk {
-		report.Problems = append(report.Problems, planProblem{userdata.SeverityError, fault.DiskTooSmall,
-			fmt.Sprintf("rootdisksize allows %s (%d bytes) of the root disk; a Kubernetes node needs %s (%d bytes) at least",
+		report.addProblem(bootArgsSource, userdata.Problem{Severity: userdata.SeverityError, Code: fault.DiskTooSmall, Key: "rootdisksize",
+			Message: fmt.Sprintf("rootdisksize allows %s (%d bytes) of the root disk; a Kubernetes node needs %s (%d bytes) at least",
 				gibibytes(requested), requested, gibibytes(role.MinimumDisk), role.MinimumDisk)})
 	}
 	report.Services = &planServices{Enable: nonNil(role.Enabled()), Disable: nonNil(role.Off)}
@@ -206,13 +252,22 @@ func (r *planReport) addKubernetes(n *node, raw []byte) {
 	intent, problems := userdata.Parse(raw)
 	n.intent = intent
 	for _, problem := range problems {
-		r.Problems = append(r.Problems, planProblem{problem.Severity, problem.Code, problem.Message})
+		r.addProblem(userdataSource, problem)
 	}
+	r.Explain = append(r.Explain, intent.Explain()...)
 	r.Kubernetes = &planKubernetes{
-		Mode: intent.Mode, Version: intent.Version, Endpoint: intent.Endpoint, CertSANs: intent.CertSANs,
-		Token: intent.Token, CertificateKey: intent.CertificateKey, ExternalEtcd: intent.ExternalEtcd,
-		WaitAttempts: intent.WaitAttempts, EjectISO: intent.EjectISO, Flags: intent.Flags,
+		Mode: intent.Mode, Flavor: intent.Flavor, Version: intent.Version,
+		Endpoint: intent.Endpoint, AdvertiseAddress: intent.AdvertiseAddress, BindPort: intent.BindPort, NodeName: intent.NodeName,
+		CertSANs: intent.CertSANs, Token: intent.Token, TokenTTL: intent.TokenTTL,
+		Discovery: intent.Discovery.String(), CACertHashes: intent.Discovery.CAHashes,
+		CertificateKey: intent.CertificateKey, UploadCerts: intent.UploadCerts, IgnorePreflight: intent.IgnorePreflight,
+		CRISocket: intent.CRISocket, KubeadmConfig: intent.KubeadmConfig, ExternalEtcd: intent.ExternalEtcd, ExternalCNI: intent.ExternalCNI,
+		WaitAttempts: intent.WaitAttempts, EjectISO: intent.EjectISO, VRISO: intent.VRISO, Flags: intent.Flags,
 		Handover: intent.Handover, HandoverReasons: intent.HandoverReasons,
+	}
+	if e := intent.Etcd; e != nil {
+		etcd := planEtcd(*e)
+		r.Kubernetes.Etcd = &etcd
 	}
 	if intent.WaitInterval > 0 {
 		r.Kubernetes.WaitInterval = intent.WaitInterval.String()
@@ -268,7 +323,11 @@ func (r *planReport) show(out io.Writer) {
 		line("disable", "%s", strings.Join(r.Services.Disable, ", "))
 	}
 	if k := r.Kubernetes; k != nil {
-		line("kubernetes", "%s %s, endpoint %s, by %s", k.Mode, k.Version, k.Endpoint, k.Handover)
+		what := strings.TrimSpace(fmt.Sprintf("%s %s", k.Mode, k.Version))
+		if k.Endpoint != "" {
+			what += ", endpoint " + k.Endpoint
+		}
+		line("kubernetes", "%s, by %s", what, k.Handover)
 		for _, reason := range k.HandoverReasons {
 			line("", "%s", reason)
 		}
@@ -287,4 +346,18 @@ func (r *planReport) show(out io.Writer) {
 	for _, problem := range r.Problems {
 		line(string(problem.Severity), "%s: %s", problem.Code, problem.Message)
 	}
+	r.explain(out)
+}
+
+// explain writes where the values came from, in columns.
+func (r *planReport) explain(out io.Writer) {
+	if len(r.Explain) == 0 {
+		return
+	}
+	fmt.Fprintln(out, "\nWhere it came from")
+	columns := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	for _, e := range r.Explain {
+		fmt.Fprintf(columns, "%s\t%s\t%s\n", e.Key, agent.Printable(cut(e.Value, 60)), agent.Printable(e.From))
+	}
+	columns.Flush()
 }
