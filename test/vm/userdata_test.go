@@ -79,35 +79,32 @@ func waitStep(t *testing.T, ctx context.Context, m *cloud.Machine, name string, 
 	}
 }
 
-// configDriveNode boots a node whose userdata is on a config drive, in a network
-// whose router refuses every request (C6).
-func configDriveNode(t *testing.T, place cloud.ConfigDrivePlace, device string) {
-	t.Helper()
-	ctx, l := newLab(t)
-	if err := l.Cloud.Router.SetRefuse(true); err != nil {
-		t.Fatal(err)
+// C6, C12: a config drive in front of the drive for ISOs, behind it, on a disk and in a
+// partition, in a network whose router refuses every request.
+func TestVMConfigDrive(t *testing.T) {
+	for _, test := range []struct {
+		place  cloud.ConfigDrivePlace
+		device string
+	}{
+		{cloud.ConfigDriveFirstCD, "/dev/sr0"},
+		{cloud.ConfigDriveSecondCD, "/dev/sr1"},
+		{cloud.ConfigDriveDisk, "/dev/vdb"},
+		{cloud.ConfigDrivePartition, "/dev/vdb1"},
+	} {
+		t.Run(filepath.Base(test.device), func(t *testing.T) {
+			ctx, l := newLab(t)
+			if err := l.Cloud.Router.SetRefuse(true); err != nil {
+				t.Fatal(err)
+			}
+			spec := nodeSpec(t, l, 12*gib)
+			spec.ConfigDrive = test.place
+			m := boot(t, ctx, l, spec)
+			if err := m.InsertISO(ctx, incompleteISO(t, ctx)); err != nil {
+				t.Fatal(err)
+			}
+			wantNodeUpToISO(t, ctx, l, m, "config drive "+test.device+" (label config-2)")
+		})
 	}
-	spec := nodeSpec(t, l, 12*gib)
-	spec.ConfigDrive = place
-	m := boot(t, ctx, l, spec)
-	if err := m.InsertISO(ctx, incompleteISO(t, ctx)); err != nil {
-		t.Fatal(err)
-	}
-	wantNodeUpToISO(t, ctx, l, m, "config drive "+device+" (label config-2)")
-}
-
-// C6, C12: the config drive as a CD, in front of the drive for ISOs and behind it.
-func TestVMConfigDriveCD(t *testing.T) {
-	t.Run("sr0", func(t *testing.T) { configDriveNode(t, cloud.ConfigDriveFirstCD, "/dev/sr0") })
-	t.Run("sr1", func(t *testing.T) { configDriveNode(t, cloud.ConfigDriveSecondCD, "/dev/sr1") })
-}
-
-func TestVMConfigDriveDisk(t *testing.T) {
-	configDriveNode(t, cloud.ConfigDriveDisk, "/dev/vdb")
-}
-
-func TestVMConfigDrivePartition(t *testing.T) {
-	configDriveNode(t, cloud.ConfigDrivePartition, "/dev/vdb1")
 }
 
 // C6, C13: the one CD drive of some hypervisors has the config drive, late, and

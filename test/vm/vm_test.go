@@ -31,9 +31,11 @@ func newLab(t *testing.T) (context.Context, *lab.Lab) {
 	return newLabWith(t, template.Options{})
 }
 
-// newLabWith makes a cloud with another template.
+// newLabWith makes a cloud with another template. Clouds know nothing of each other:
+// how many tests run at once is go test's -parallel.
 func newLabWith(t *testing.T, options template.Options) (context.Context, *lab.Lab) {
 	t.Helper()
+	t.Parallel()
 	if os.Getuid() != 0 {
 		if os.Getenv("CI") != "" {
 			t.Fatal("VM tests need root")
