@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -108,7 +107,7 @@ type Interface struct {
 	Gateway netip.Addr   // default gateway; the zero Addr when it is on another interface
 }
 
-var addressKey = regexp.MustCompile(`^eth(0|[1-9][0-9]{0,2})(ip|mask)$`)
+var addressKey = pattern(`^eth(0|[1-9][0-9]{0,2})(ip|mask)$`)
 
 // Interfaces returns the interfaces that have a valid address, by number. At most
 // one of them has the gateway: the first whose network holds it, else the first.
@@ -168,7 +167,7 @@ func (a BootArgs) interfaces() ([]Interface, []Problem) {
 func (a BootArgs) interfaceNames() []string {
 	var names []string
 	for _, key := range a.Keys() {
-		if match := addressKey.FindStringSubmatch(key); match != nil && !slices.Contains(names, "eth"+match[1]) {
+		if match := addressKey().FindStringSubmatch(key); match != nil && !slices.Contains(names, "eth"+match[1]) {
 			names = append(names, "eth"+match[1])
 		}
 	}
@@ -269,7 +268,7 @@ func (a BootArgs) RootDiskBytes() int64 {
 const rootDiskSize = "rootdisksize"
 
 // RFC 1123, 2.1; upper case is folded by whoever needs it.
-var hostname = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$`)
+var hostname = pattern(`^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$`)
 
 // The kernel takes 64, RFC 1123 asks for 63 to be possible.
 const maxHostname = 63
@@ -294,7 +293,7 @@ func (a BootArgs) Problems() []Problem {
 		add(a.problem("name", "missing; the VM's host name was expected"))
 	case len(name) > maxHostname:
 		add(a.problem("name", "%d characters long; a host name has at most %d", len(name), maxHostname))
-	case !hostname.MatchString(name):
+	case !hostname().MatchString(name):
 		add(a.problem("name", "not a host name: letters, digits and inner hyphens only (RFC 1123)"))
 	}
 
@@ -344,10 +343,10 @@ func (a BootArgs) problem(key, format string, args ...any) Problem {
 // Keys whose values are secret: vmpassword, router_password, keystore_password,
 // authorized_key, privatekey, userdata, baremetalnotification{security,api}key
 // and whatever of the like comes later.
-var secretKey = regexp.MustCompile(`(?i)pass|secret|token|key|userdata|cert|cred`)
+var secretKey = pattern(`(?i)pass|secret|token|key|userdata|cert|cred`)
 
 func showValue(key, value string) string {
-	if secretKey.MatchString(key) {
+	if secretKey().MatchString(key) {
 		return secret.Redacted
 	}
 	return quote(value)

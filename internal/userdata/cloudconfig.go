@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -132,7 +131,7 @@ const (
 )
 
 // yamlQuotes are the parts of a YAML error that may repeat the text.
-var yamlQuotes = regexp.MustCompile("(['\"`])[^'\"`]{2,}['\"`]")
+var yamlQuotes = pattern("(['\"`])[^'\"`]{2,}['\"`]")
 
 // readCloudConfig reads a cloud-config.
 func readCloudConfig(raw []byte) (*cloudConfig, error) {
@@ -142,7 +141,7 @@ func readCloudConfig(raw []byte) (*cloudConfig, error) {
 		if errors.Is(err, io.EOF) {
 			return nil, errors.New("it is empty")
 		}
-		return nil, errors.New(yamlQuotes.ReplaceAllString(err.Error(), "$1...$1"))
+		return nil, errors.New(yamlQuotes().ReplaceAllString(err.Error(), "$1...$1"))
 	}
 	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return nil, errors.New("there is more after the end of the YAML document")

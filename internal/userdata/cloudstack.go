@@ -5,7 +5,6 @@ package userdata
 import (
 	"fmt"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -213,11 +212,11 @@ func (p *parser) waits(s *shellScript, pause shellCommand, from source) {
 	}
 }
 
-var arithmeticLimit = regexp.MustCompile(`[<>]=?\s*["']?\$?\{?(\w+)`)
+var arithmeticLimit = pattern(`[<>]=?\s*["']?\$?\{?(\w+)`)
 
 // limits returns the values that a command compares a number with.
 func (s *shellScript) limits(c shellCommand) []string {
-	if match := arithmeticLimit.FindStringSubmatch(c.arithmetic); match != nil {
+	if match := arithmeticLimit().FindStringSubmatch(c.arithmetic); match != nil {
 		if values, known := s.vars[match[1]]; known {
 			return values
 		}
@@ -412,7 +411,7 @@ func unitSettings(content string) []unitSetting {
 const unitNames = `(?:(?:containerd|setup-kube-system|network|network-online|multi-user)(?:\.service|\.target)? ?)+`
 
 // unitLine is what CloudStack's units consist of; everything else is an edit.
-var unitLine = regexp.MustCompile(`^(?:\[(?:Unit|Service|Install)\]=|Description=.*|(?:After|Requires|Wants|WantedBy)=` + unitNames + `|` +
+var unitLine = pattern(`^(?:\[(?:Unit|Service|Install)\]=|Description=.*|(?:After|Requires|Wants|WantedBy)=` + unitNames + `|` +
 	`Type=(?:simple|exec)|Restart=on-failure|(?:RestartSec|StartLimitInterval|StartLimitIntervalSec|StartLimitBurst)=\d+|` +
 	`ExecStart=(?:/bin/bash )?/opt/bin/(?:setup|deploy)-kube-system|ExecStartPre=/usr/bin/curl -k https://[^ ]+:6443/version)$`)
 
@@ -423,7 +422,7 @@ func (p *parser) units() {
 	for _, name := range []string{setupUnit, deployUnit} {
 		file, _ := p.config.find(name)
 		for _, setting := range unitSettings(file.content) {
-			if !unitLine.MatchString(setting.key + "=" + setting.value) {
+			if !unitLine().MatchString(setting.key + "=" + setting.value) {
 				p.hand("%s has a setting of its own (%s)", path.Base(name), quote(setting.key))
 			}
 		}
@@ -522,7 +521,7 @@ func harmless(s *shellScript, c shellCommand) bool {
 // watched are the places that nodeagent's own work reads or writes before
 // cloud-init has made its files, or that only make sense to the scripts it
 // replaces.
-var watched = regexp.MustCompile(`^(?:/etc/(?:containerd|kubernetes|cni|nodeagent)|/opt/(?:bin|cni|autoscaler|provider|csi)|` +
+var watched = pattern(`^(?:/etc/(?:containerd|kubernetes|cni|nodeagent)|/opt/(?:bin|cni|autoscaler|provider|csi)|` +
 	`/var/lib/(?:containerd|kubelet|etcd|nodeagent)|/run/(?:containerd|nodeagent)|/tmp/k8sconfigscripts|/mnt/k8sdisk|/root/\.kube|` +
 	`/(?:etc|run|usr/lib|lib)/systemd/system/(?:containerd|kubelet|nodeagent|setup-kube-system|deploy-kube-system)\.service(?:\.d)?)(?:/|$)|` +
 	`^(?:/etc/default/kubelet|/etc/crictl\.yaml|/home/cloud/success|/usr/bin/nodeagent)$`)
@@ -546,7 +545,7 @@ func (p *parser) surroundings() {
 	}
 	for _, file := range p.config.files {
 		own := isOurs(file.path) || strings.HasPrefix(file.path, cloudstackPKI)
-		if !own && watched.MatchString(file.path) {
+		if !own && watched().MatchString(file.path) {
 			p.hand("it writes %s, which is in the way of nodeagent's own work", quote(file.path))
 		}
 	}
@@ -572,9 +571,9 @@ func callsContainerdScript(entry runEntry) bool {
 }
 
 var (
-	registryHost  = regexp.MustCompile(`registry\.mirrors\.\\*"([^"\\]+)\\*"`)
-	registryURL   = regexp.MustCompile(`endpoint *= *\[\\*"([^"\\]+)\\*"`)
-	registryValue = regexp.MustCompile(`(username|password|identitytoken) *= *\\*"([^"\\]*)\\*"`)
+	registryHost  = pattern(`registry\.mirrors\.\\*"([^"\\]+)\\*"`)
+	registryURL   = pattern(`endpoint *= *\[\\*"([^"\\]+)\\*"`)
+	registryValue = pattern(`(username|password|identitytoken) *= *\\*"([^"\\]*)\\*"`)
 )
 
 // registry reads the private registry that setup-containerd would set up. The
@@ -592,13 +591,13 @@ func (p *parser) registry() {
 		return
 	}
 	registry := &Registry{}
-	if match := registryHost.FindStringSubmatch(file.content); match != nil {
+	if match := registryHost().FindStringSubmatch(file.content); match != nil {
 		registry.Host = match[1]
 	}
-	if match := registryURL.FindStringSubmatch(file.content); match != nil {
+	if match := registryURL().FindStringSubmatch(file.content); match != nil {
 		registry.URL = match[1]
 	}
-	for _, match := range registryValue.FindAllStringSubmatch(file.content, 8) {
+	for _, match := range registryValue().FindAllStringSubmatch(file.content, 8) {
 		switch match[1] {
 		case "username":
 			registry.Username = match[2]

@@ -158,9 +158,9 @@ var containerdFiles = sync.OnceValue(func() map[string]rule {
 })
 
 // ownVariables may be set for a command or exported.
-var ownVariables = regexp.MustCompile(`^(?:PATH|KUBECONFIG|LC_ALL|LANG|registry\w*)=`)
+var ownVariables = pattern(`^(?:PATH|KUBECONFIG|LC_ALL|LANG|registry\w*)=`)
 
-var binDirs = regexp.MustCompile(`^(?:/opt/bin|/usr/bin|/bin|/sbin|/usr/sbin)$`)
+var binDirs = pattern(`^(?:/opt/bin|/usr/bin|/bin|/sbin|/usr/sbin)$`)
 
 // knows says whether every way a command can run is one of the rules'.
 func knows(s *shellScript, c shellCommand, programs, files map[string]rule) bool {
@@ -177,14 +177,14 @@ func knowsArgv(s *shellScript, argv, writes []string, programs, files map[string
 	if onlyAssigns(argv) {
 		return len(writes) == 0
 	}
-	for len(argv) > 1 && ownVariables.MatchString(argv[0]) {
+	for len(argv) > 1 && ownVariables().MatchString(argv[0]) {
 		argv = argv[1:]
 	}
 	if argv[0] == "sudo" && len(argv) > 1 {
 		argv = argv[1:]
 	}
 	name := argv[0]
-	if binDirs.MatchString(path.Dir(name)) {
+	if binDirs().MatchString(path.Dir(name)) {
 		name = path.Base(name)
 	}
 	args := strings.Join(argv[1:], " ")
@@ -211,11 +211,11 @@ func knowsArgv(s *shellScript, argv, writes []string, programs, files map[string
 }
 
 func onlyAssigns(argv []string) bool {
-	return !slices.ContainsFunc(argv, func(word string) bool { return !assignment.MatchString(word) })
+	return !slices.ContainsFunc(argv, func(word string) bool { return !assignment().MatchString(word) })
 }
 
 func allOwnVariables(args []string) bool {
-	return !slices.ContainsFunc(args, func(word string) bool { return !ownVariables.MatchString(word) })
+	return !slices.ContainsFunc(args, func(word string) bool { return !ownVariables().MatchString(word) })
 }
 
 // strangers describes the commands of a script that can run and that nodeagent does
@@ -245,7 +245,7 @@ func strangers(name string, s *shellScript, programs map[string]rule) []string {
 // describe names a command without its arguments, which may be secret.
 func describe(s *shellScript, c shellCommand) string {
 	for _, word := range c.words {
-		if word != "sudo" && !assignment.MatchString(word) {
+		if word != "sudo" && !assignment().MatchString(word) {
 			return quote(s.partly(word))
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -30,22 +29,22 @@ const (
 const maxNames = 256
 
 var (
-	metadataName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
+	metadataName = pattern(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
 	// cloud-init and nodeagent name folders after it.
-	instanceID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$`)
+	instanceID = pattern(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$`)
 )
 
 // isMetadataName says whether metadata of a name are taken: not those by which
 // cloud-init's NoCloud source is sent elsewhere or turned off.
 func isMetadataName(name string) bool {
-	return metadataName.MatchString(name) && !slices.Contains([]string{"seedfrom", "dsmode", "network-interfaces"}, name)
+	return metadataName().MatchString(name) && !slices.Contains([]string{"seedfrom", "dsmode", "network-interfaces"}, name)
 }
 
 func checkInstanceID(meta map[string]string) error {
 	switch id := meta["instance-id"]; {
 	case id == "":
 		return errors.New("it names no instance id")
-	case !instanceID.MatchString(id):
+	case !instanceID().MatchString(id):
 		return fmt.Errorf("its instance id %s is none: want at most 128 letters, digits and . _ : -", quote(id))
 	}
 	return nil

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -74,7 +73,7 @@ const (
 const byteOrderMark = "\ufeff"
 
 // nodeConfigLine is what nodeagent's own configuration is known by.
-var nodeConfigLine = regexp.MustCompile(`(?m)^(?:\x{feff})?["']?apiVersion["']?[ \t]*:[ \t]*["']?nodeagent/`)
+var nodeConfigLine = pattern(`(?m)^(?:\x{feff})?["']?apiVersion["']?[ \t]*:[ \t]*["']?nodeagent/`)
 
 // handledType returns the kind of a MIME type that cloud-init has a handler for.
 func handledType(mediaType string) partKind {
@@ -139,7 +138,7 @@ func isGzip(data []byte) bool { return bytes.HasPrefix(data, []byte{0x1f, 0x8b})
 
 // known says that content needs no further unwrapping to be told what it is.
 func known(text []byte) bool {
-	return typeByHeader(text) != "" || isMIME(text) || nodeConfigLine.Match(text)
+	return typeByHeader(text) != "" || isMIME(text) || nodeConfigLine().Match(text)
 }
 
 // unwrap takes all wrapping off userdata. It is pure. What is cut off, damaged, too
@@ -311,11 +310,11 @@ func (u *unwrapper) add(p part, label string, steps []string) {
 		steps = append(slices.Clip(steps), "jinja")
 	case p.kind == partCloudConfig && isHiddenTemplate(p.text):
 		u.warn(label, "it is a jinja template, which cloud-init itself does not render: its first line must be %q and its MIME type not %s", jinjaTitle, typeConfig)
-		title := hiddenTitle.FindSubmatchIndex(p.text)
+		title := hiddenTitle().FindSubmatchIndex(p.text)
 		p.text = slices.Concat([]byte(jinjaTitle+"\n"), p.text[:title[2]], p.text[title[3]:])
 		u.template(&p, label)
 		steps = append(slices.Clip(steps), "jinja")
-	case p.kind == partOther && nodeConfigLine.Match(p.text):
+	case p.kind == partOther && nodeConfigLine().Match(p.text):
 		p.kind = partNodeConfig
 	case p.kind == partOther && p.mediaType == typePlain:
 		p.strange = "it begins with nothing that cloud-init knows"
@@ -343,13 +342,13 @@ func (u *unwrapper) add(p part, label string, steps []string) {
 }
 
 // hiddenTitle matches a template's first line among the comments that begin a text.
-var hiddenTitle = regexp.MustCompile(`(?i)^(?:#[^\n]*\n|[ \t\r]*\n)*?(` + jinjaTitle + `[ \t\r]*\n)`)
+var hiddenTitle = pattern(`(?i)^(?:#[^\n]*\n|[ \t\r]*\n)*?(` + jinjaTitle + `[ \t\r]*\n)`)
 
 // isHiddenTemplate says that a cloud-config cannot be meant as it is, but as a template:
 // CloudStack's management server gives one a MIME type for which cloud-init does not
 // look for the template's first line (cs#11691).
 func isHiddenTemplate(text []byte) bool {
-	return hiddenTitle.Match(text) && !isPlainYAML(text)
+	return hiddenTitle().Match(text) && !isPlainYAML(text)
 }
 
 // template renders a jinja template, which becomes a cloud-config or a script
@@ -424,7 +423,7 @@ func archiveEntry(node *yaml.Node) (p part) {
 	switch {
 	case p.mediaType == "":
 		p.mediaType = cmp.Or(found, typeConfig)
-	case !mediaTypeShape.MatchString(p.mediaType), isExamined(p.mediaType) && found != "" && found != p.mediaType:
+	case !mediaTypeShape().MatchString(p.mediaType), isExamined(p.mediaType) && found != "" && found != p.mediaType:
 		return notUnderstood
 	}
 	return p

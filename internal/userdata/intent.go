@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -113,7 +112,7 @@ type Registry struct {
 // Words are words of a command line, printed without those that look secret.
 type Words []string
 
-var secretFlag = regexp.MustCompile(`(?i)token|password|secret|credential|key$`)
+var secretFlag = pattern(`(?i)token|password|secret|credential|key$`)
 
 func (w Words) shown() []string {
 	shown := make([]string, len(w))
@@ -124,12 +123,12 @@ func (w Words) shown() []string {
 		switch {
 		case hide && !flag:
 			shown[i] = secret.Redacted
-		case flag && given && secretFlag.MatchString(name):
+		case flag && given && secretFlag().MatchString(name):
 			shown[i] = name + "=" + secret.Redacted
 		default:
 			shown[i] = withoutSecrets(word)
 		}
-		hide = flag && !given && secretFlag.MatchString(name)
+		hide = flag && !given && secretFlag().MatchString(name)
 	}
 	return shown
 }

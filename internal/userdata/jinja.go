@@ -4,7 +4,6 @@ package userdata
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -23,13 +22,13 @@ const (
 )
 
 var (
-	jinjaEngine  = regexp.MustCompile(`(?i)^##\s*template:(.*)`)
-	jinjaMark    = regexp.MustCompile(`\{[%{#]`)
-	jinjaTag     = regexp.MustCompile(`^\{%[-+]?\s*([\w.\s]*?)\s*(\+%\}|-%\}|%\}\n?)`)
-	jinjaPrint   = regexp.MustCompile(`^\{\{[-+]?\s*([\w.]*?)\s*(-\}\}|\}\})`)
-	jinjaComment = regexp.MustCompile(`(?s)^\{#[-+]?.*?(\+#\}|-#\}|#\}\n?)`)
-	jinjaName    = regexp.MustCompile(`^[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*$`)
-	jinjaTest    = regexp.MustCompile(`^(not\s+)?([\w.]+)(?:\s+is\s+(not\s+)?(defined|undefined))?$`)
+	jinjaEngine  = pattern(`(?i)^##\s*template:(.*)`)
+	jinjaMark    = pattern(`\{[%{#]`)
+	jinjaTag     = pattern(`^\{%[-+]?\s*([\w.\s]*?)\s*(\+%\}|-%\}|%\}\n?)`)
+	jinjaPrint   = pattern(`^\{\{[-+]?\s*([\w.]*?)\s*(-\}\}|\}\})`)
+	jinjaComment = pattern(`(?s)^\{#[-+]?.*?(\+#\}|-#\}|#\}\n?)`)
+	jinjaName    = pattern(`^[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*$`)
+	jinjaTest    = pattern(`^(not\s+)?([\w.]+)(?:\s+is\s+(not\s+)?(defined|undefined))?$`)
 )
 
 // jinjaBranch is an {% if %} that is open.
@@ -52,7 +51,7 @@ type jinjaRenderer struct {
 // text. missing says that an undefined variable was put out.
 func renderJinja(template []byte) (rendered string, missing bool, why string) {
 	title, source, _ := strings.Cut(string(template), "\n")
-	match := jinjaEngine.FindStringSubmatch(title)
+	match := jinjaEngine().FindStringSubmatch(title)
 	if match == nil || strings.TrimFunc(strings.ToLower(match[1]), pythonSpace) != "jinja" {
 		return "", false, fmt.Sprintf("its first line is not just %q, so cloud-init leaves it out", jinjaTitle)
 	}
@@ -85,7 +84,7 @@ func (r *jinjaRenderer) live() bool {
 // was or, with a problem, where the problem is.
 func (r *jinjaRenderer) step(rest string) (taken int, problem string) {
 	start := len(rest)
-	if match := jinjaMark.FindStringIndex(rest); match != nil {
+	if match := jinjaMark().FindStringIndex(rest); match != nil {
 		start = match[0]
 	}
 	text, tag := rest[:start], rest[start:]
@@ -98,12 +97,12 @@ func (r *jinjaRenderer) step(rest string) (taken int, problem string) {
 	if tag == "" {
 		return len(rest), ""
 	}
-	pattern, do := jinjaComment, func(string) string { return "" }
+	pattern, do := jinjaComment(), func(string) string { return "" }
 	switch tag[1] {
 	case '%':
-		pattern, do = jinjaTag, r.tag
+		pattern, do = jinjaTag(), r.tag
 	case '{':
-		pattern, do = jinjaPrint, r.print
+		pattern, do = jinjaPrint(), r.print
 	}
 	if r.tags++; r.tags > maxJinjaTags {
 		return start, fmt.Sprintf("has a tag more than the %d that are read", maxJinjaTags)
@@ -188,7 +187,7 @@ func (r *jinjaRenderer) tag(content string) string {
 // holds decides a condition. One that Jinja does not come to (asked is false) need only
 // be one it can parse, and does not hold.
 func (r *jinjaRenderer) holds(condition string, asked bool) (holds bool, problem string) {
-	match := jinjaTest.FindStringSubmatch(condition)
+	match := jinjaTest().FindStringSubmatch(condition)
 	if match == nil || !isJinjaName(match[2]) {
 		return false, "has a jinja condition that is not understood"
 	}
@@ -206,6 +205,6 @@ func (r *jinjaRenderer) holds(condition string, asked bool) (holds bool, problem
 // means something else to Jinja.
 func isJinjaName(text string) bool {
 	first, _, _ := strings.Cut(text, ".")
-	return jinjaName.MatchString(text) &&
+	return jinjaName().MatchString(text) &&
 		!slices.Contains([]string{"and", "or", "not", "in", "is", "if", "else", "elif", "true", "false", "none", "True", "False", "None"}, first)
 }

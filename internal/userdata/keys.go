@@ -20,11 +20,11 @@ type kind struct {
 }
 
 // anyInterface parts the name of a key that exists for every interface.
-var anyInterface = regexp.MustCompile(`^eth(0|[1-9][0-9]{0,2})(ip6|ip6prelen)$`)
+var anyInterface = pattern(`^eth(0|[1-9][0-9]{0,2})(ip6|ip6prelen)$`)
 
 // genericKey is the name under which kindsOfKeys has a key.
 func genericKey(key string) string {
-	if match := anyInterface.FindStringSubmatch(key); match != nil {
+	if match := anyInterface().FindStringSubmatch(key); match != nil {
 		return "eth*" + match[2]
 	}
 	return key

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/netip"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -208,9 +207,9 @@ func (i Intent) KubeadmFlags() []string {
 }
 
 var (
-	tokenForm   = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`) // kubeadm's own
-	versionForm = regexp.MustCompile(`^v?[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.+-]+)?$`)
-	hashForm    = regexp.MustCompile(`^sha256:[0-9a-fA-F]{64}$`)
+	tokenForm   = pattern(`^[a-z0-9]{6}\.[a-z0-9]{16}$`) // kubeadm's own
+	versionForm = pattern(`^v?[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.+-]+)?$`)
+	hashForm    = pattern(`^sha256:[0-9a-fA-F]{64}$`)
 )
 
 // checkKubeadm says what kubeadm would refuse, before anything is installed.
@@ -240,7 +239,7 @@ func checkIntent(intent *Intent, configured bool) []wrong {
 	}
 	joins := intent.Mode == ModeJoin || intent.Mode == ModeJoinControlPlane
 	switch {
-	case !intent.Token.Empty() && !tokenForm.MatchString(intent.Token.Reveal()):
+	case !intent.Token.Empty() && !tokenForm().MatchString(intent.Token.Reveal()):
 		no("--token", "kubernetes.token", "is %d characters that are not a token of the form 6.16 lower-case letters and digits", len(intent.Token.Reveal()))
 	case intent.Token.Empty() && !configured && (!joins || intent.Discovery.File == ""):
 		no("--token", "kubernetes.token", "is missing")
@@ -253,7 +252,7 @@ func checkIntent(intent *Intent, configured bool) []wrong {
 	if intent.Mode == ModeJoinControlPlane && intent.CertificateKey.Empty() && !configured {
 		no("--certificate-key", "kubernetes.certificateKey", "is missing")
 	}
-	if intent.Version != "" && !versionForm.MatchString(intent.Version) {
+	if intent.Version != "" && !versionForm().MatchString(intent.Version) {
 		no("--kubernetes-version", "kubernetes.version", "is %s; a version such as 1.34.4 was expected", quote(intent.Version))
 	}
 	if intent.Endpoint != "" && !isEndpoint(intent.Endpoint) {
@@ -264,7 +263,7 @@ func checkIntent(intent *Intent, configured bool) []wrong {
 			no("--apiserver-advertise-address", "kubernetes.advertiseAddress", "is %s; an IP address was expected", quote(intent.AdvertiseAddress))
 		}
 	}
-	if intent.NodeName != "" && (!hostname.MatchString(intent.NodeName) || len(intent.NodeName) > maxHostname) {
+	if intent.NodeName != "" && (!hostname().MatchString(intent.NodeName) || len(intent.NodeName) > maxHostname) {
 		no("--node-name", "kubernetes.nodeName", "is %s; a host name was expected", quote(intent.NodeName))
 	}
 	if !joins {
@@ -274,7 +273,7 @@ func checkIntent(intent *Intent, configured bool) []wrong {
 		no("the API server's endpoint", "kubernetes.endpoint", "is missing")
 	}
 	for _, hash := range intent.Discovery.CAHashes {
-		if !hashForm.MatchString(hash) {
+		if !hashForm().MatchString(hash) {
 			no("--discovery-token-ca-cert-hash", "discovery.caCertHashes", "is %s; sha256: and 64 hexadecimal digits were expected", quote(hash))
 		}
 	}
@@ -317,7 +316,7 @@ func readKubeadmConfig(intent *Intent, file configFile) []Problem {
 			break
 		}
 		if err != nil {
-			return []Problem{invalid(file.path, "%s: %s", quote(file.path), yamlQuotes.ReplaceAllString(err.Error(), "$1...$1"))}
+			return []Problem{invalid(file.path, "%s: %s", quote(file.path), yamlQuotes().ReplaceAllString(err.Error(), "$1...$1"))}
 		}
 		if len(document.Content) != 1 || !strings.HasPrefix(text(get(document.Content[0], "apiVersion")), "kubeadm.k8s.io/") {
 			continue

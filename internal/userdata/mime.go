@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -23,7 +22,7 @@ const (
 )
 
 // mediaTypeShape is the form of MIME types that are taken, and quoted.
-var mediaTypeShape = regexp.MustCompile(`^[a-z0-9][a-z0-9.+_-]*/[a-z0-9][a-z0-9.+_-]*$`)
+var mediaTypeShape = pattern(`^[a-z0-9][a-z0-9.+_-]*/[a-z0-9][a-z0-9.+_-]*$`)
 
 // isMIMEHeader says that a line is a header, or goes on with one; any other line ends
 // the headers.

@@ -257,7 +257,7 @@ func (r nativeReader) judge() {
 			}
 		}
 		for _, file := range r.config.files {
-			if watched.MatchString(file.path) {
+			if watched().MatchString(file.path) {
 				r.hand("it writes %s", quote(file.path))
 			}
 		}

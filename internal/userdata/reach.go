@@ -223,7 +223,7 @@ func (s *shellScript) values(word string, at int) []string {
 // certain says that all variables of a word have been assigned when a command there
 // runs: before its first assignment a variable may be anything.
 func (s *shellScript) certain(word string, at, block int) bool {
-	for _, match := range expansion.FindAllStringSubmatch(word, -1) {
+	for _, match := range expansion().FindAllStringSubmatch(word, -1) {
 		if !slices.ContainsFunc(s.given[match[1]], func(given int) bool { return given < at && s.within(block, s.commands[given].block) }) {
 			return false
 		}

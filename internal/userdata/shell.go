@@ -4,7 +4,6 @@ package userdata
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -172,14 +171,14 @@ func (r *shellReader) next() {
 		r.end()
 		r.closes(")")
 		r.skip(1)
-	case c == '<' || c == '>' || redirectStart.MatchString(rest):
+	case c == '<' || c == '>' || redirectStart().MatchString(rest):
 		r.redirect()
 	default:
 		r.word()
 	}
 }
 
-var redirectStart = regexp.MustCompile(`^[0-9]+[<>]`)
+var redirectStart = pattern(`^[0-9]+[<>]`)
 
 func (r *shellReader) testing() bool { return r.started && r.current.words[0] == "[[" }
 
@@ -205,11 +204,11 @@ func (r *shellReader) arithmetic() {
 }
 
 // arithmeticChange finds variables that arithmetic gives a value.
-var arithmeticChange = regexp.MustCompile(`([A-Za-z_][A-Za-z0-9_]*)\s*(?:\+\+|--|(?:[-+*/%&|^]|<<|>>)?=)|(?:\+\+|--)\s*([A-Za-z_][A-Za-z0-9_]*)`)
+var arithmeticChange = pattern(`([A-Za-z_][A-Za-z0-9_]*)\s*(?:\+\+|--|(?:[-+*/%&|^]|<<|>>)?=)|(?:\+\+|--)\s*([A-Za-z_][A-Za-z0-9_]*)`)
 
 // forget gives up what is known of the variables that arithmetic changes.
 func (s *shellScript) forget(arithmetic string) {
-	for _, match := range arithmeticChange.FindAllStringSubmatch(arithmetic, -1) {
+	for _, match := range arithmeticChange().FindAllStringSubmatch(arithmetic, -1) {
 		s.vars[match[1]+match[2]] = nil
 	}
 }
@@ -385,7 +384,7 @@ func (r *shellReader) begin() {
 	r.joint, r.negated = "", false
 }
 
-var assignment = regexp.MustCompile(`(?s)^([A-Za-z_][A-Za-z0-9_]*)=(.*)$`)
+var assignment = pattern(`(?s)^([A-Za-z_][A-Za-z0-9_]*)=(.*)$`)
 
 // end ends the current command and notes what it says of variables.
 func (r *shellReader) end() {
@@ -406,7 +405,7 @@ func (r *shellReader) end() {
 		assigns, declares = assigns[1:], assigns[0] != "export"
 	}
 	for _, word := range assigns {
-		match := assignment.FindStringSubmatch(word)
+		match := assignment().FindStringSubmatch(word)
 		switch {
 		case match != nil:
 			r.assign(match[1], match[2])
@@ -457,7 +456,7 @@ func (r *shellReader) assign(name, value string) {
 // redirect reads a redirection and its target.
 func (r *shellReader) redirect() {
 	rest := r.text[r.at:]
-	operator := redirectOperator.FindString(rest)
+	operator := redirectOperator().FindString(rest)
 	r.skip(len(operator))
 	if strings.Contains(operator, "<<") && !strings.HasSuffix(operator, "<<<") {
 		r.unknown("a here-document")
@@ -471,15 +470,15 @@ func (r *shellReader) redirect() {
 		return
 	}
 	target, _ := r.readWord()
-	toDescriptor := strings.HasSuffix(operator, "&") && descriptor.MatchString(target)
+	toDescriptor := strings.HasSuffix(operator, "&") && descriptor().MatchString(target)
 	if strings.Contains(operator, ">") && !toDescriptor {
 		r.current.writes = append(r.current.writes, target)
 	}
 }
 
 var (
-	redirectOperator = regexp.MustCompile(`^(&>>?|[0-9]*(<<<|<<-?|<>|<&|<|>>|>&|>\||>))`)
-	descriptor       = regexp.MustCompile(`^([0-9]+-?|-)$`)
+	redirectOperator = pattern(`^(&>>?|[0-9]*(<<<|<<-?|<>|<&|<|>>|>&|>\||>))`)
+	descriptor       = pattern(`^([0-9]+-?|-)$`)
 )
 
 // readWord reads one word: quotes are taken away, expansions marked. It stops at
@@ -547,8 +546,8 @@ func (r *shellReader) doubleQuoted(b *strings.Builder) {
 }
 
 var (
-	plainName  = regexp.MustCompile(`^\$([A-Za-z_][A-Za-z0-9_]*|[0-9?#@*!$-])`)
-	bracedName = regexp.MustCompile(`^\$\{([A-Za-z_][A-Za-z0-9_]*)\}`)
+	plainName  = pattern(`^\$([A-Za-z_][A-Za-z0-9_]*|[0-9?#@*!$-])`)
+	bracedName = pattern(`^\$\{([A-Za-z_][A-Za-z0-9_]*)\}`)
 )
 
 // expansion reads what begins with $ or a backtick. The commands of a command
@@ -556,9 +555,9 @@ var (
 func (r *shellReader) expansion(b *strings.Builder) {
 	rest := r.text[r.at:]
 	mark := func(name string) { b.WriteString(expandStart + name + expandEnd) }
-	match := bracedName.FindStringSubmatch(rest)
+	match := bracedName().FindStringSubmatch(rest)
 	if match == nil {
-		match = plainName.FindStringSubmatch(rest)
+		match = plainName().FindStringSubmatch(rest)
 	}
 	switch {
 	case match != nil:
@@ -666,7 +665,7 @@ func closingParenthesis(text string) int {
 	return -1
 }
 
-var expansion = regexp.MustCompile(expandStart + `([^` + expandEnd + `]*)` + expandEnd)
+var expansion = pattern(expandStart + `([^` + expandEnd + `]*)` + expandEnd)
 
 const (
 	maxVariants = 16      // of a word
@@ -678,7 +677,7 @@ const (
 func (s *shellScript) expand(word string) []string {
 	variants := []string{word}
 	for {
-		at := expansion.FindStringSubmatchIndex(variants[0])
+		at := expansion().FindStringSubmatchIndex(variants[0])
 		if at == nil {
 			return variants
 		}
@@ -690,7 +689,7 @@ func (s *shellScript) expand(word string) []string {
 		}
 		var grown []string
 		for _, variant := range variants {
-			span := expansion.FindStringIndex(variant)
+			span := expansion().FindStringIndex(variant)
 			for _, value := range values {
 				if len(variant)+len(value) > maxWord {
 					return nil
@@ -725,7 +724,7 @@ func (s *shellScript) variants(words []string) [][]string {
 // partly replaces the variables that have exactly one value and shows the others
 // as $NAME.
 func (s *shellScript) partly(word string) string {
-	return expansion.ReplaceAllStringFunc(word, func(found string) string {
+	return expansion().ReplaceAllStringFunc(word, func(found string) string {
 		name := strings.TrimSuffix(strings.TrimPrefix(found, expandStart), expandEnd)
 		if values := s.vars[name]; len(values) == 1 {
 			return values[0]

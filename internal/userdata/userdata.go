@@ -8,7 +8,6 @@
 package userdata
 
 import (
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -55,7 +54,7 @@ func Err(problems []Problem) error {
 
 // What a cluster token, a certificate key and a cluster's UUID look like. They
 // are struck out of everything that quotes foreign text.
-var secretShape = regexp.MustCompile(`(?i)[a-z0-9]{6}\.[a-z0-9]{16}|[0-9a-f]{32,}|[A-Za-z0-9+/=_-]{40,}`)
+var secretShape = pattern(`(?i)[a-z0-9]{6}\.[a-z0-9]{16}|[0-9a-f]{32,}|[A-Za-z0-9+/=_-]{40,}`)
 
 // quote shows foreign text in a message: short, escaped, without what looks like
 // a secret.
@@ -69,5 +68,5 @@ func quote(text string) string {
 }
 
 func withoutSecrets(text string) string {
-	return secretShape.ReplaceAllString(text, secret.Redacted)
+	return secretShape().ReplaceAllString(text, secret.Redacted)
 }

@@ -10,7 +10,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"regexp"
 	"strings"
 	"time"
 
@@ -88,7 +87,7 @@ const (
 	xsRequestID  = 1
 )
 
-var errnoName = regexp.MustCompile(`^E[A-Z0-9]{1,20}$`)
+var errnoName = pattern(`^E[A-Z0-9]{1,20}$`)
 
 // xenstoreRead asks for the value of one key.
 func xenstoreRead(conn io.ReadWriter, key string) (string, error) {
@@ -123,7 +122,7 @@ func xenstoreRead(conn io.ReadWriter, key string) (string, error) {
 			return text, nil
 		case kind == xsError && text == "ENOENT":
 			return "", fmt.Errorf("xenstore has no key %s", key)
-		case kind == xsError && errnoName.MatchString(text):
+		case kind == xsError && errnoName().MatchString(text):
 			return "", fmt.Errorf("xenstore does not give the key %s: %s", key, text)
 		default:
 			return "", fmt.Errorf("xenstore answered a read with a message of type %d", kind)
