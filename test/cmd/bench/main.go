@@ -6,15 +6,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"syscall"
-
-	"nodeagent/test/lab"
-	"nodeagent/test/template"
 )
 
 func main() {
@@ -26,7 +22,7 @@ func main() {
 	}
 }
 
-func bench(ctx context.Context) (err error) {
+func bench(ctx context.Context) error {
 	dir, err := os.MkdirTemp("", "nodeagent-bench-")
 	if err != nil {
 		return err
@@ -37,41 +33,8 @@ func bench(ctx context.Context) (err error) {
 	}
 	defer log.Close()
 	fmt.Println("logs, also of the machine's console:", dir)
-	programs, err := lab.ProgramDisk(ctx, dir, lab.Program{Name: "bench-grow", Package: "nodeagent/test/cmd/bench-grow"})
-	if err != nil {
+	if err := benchGrow(ctx, dir, log); err != nil {
 		return err
 	}
-	l, err := lab.New(ctx, dir, log, template.Options{DiskTools: true})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	spec := l.RouterSpec("bench")
-	spec.DiskBytes = 16 << 30
-	spec.MemoryMiB = 2048
-	spec.ExtraDisks = []string{programs}
-	m, err := l.Boot(ctx, spec)
-	if err != nil {
-		return err
-	}
-	if _, _, err := lab.Follow(ctx, m, "", func(lab.Step) {}); err != nil {
-		return err
-	}
-	for _, command := range [][]string{
-		{"/usr/bin/systemctl", "is-system-running", "--wait"},
-		{"/usr/bin/mount", "-o", "ro", "/dev/vdb", "/mnt"},
-		{"/mnt/bench-grow"},
-	} {
-		result, err := m.Agent().Exec(ctx, command[0], command[1:]...)
-		if err != nil {
-			return err
-		}
-		if command[0] == "/mnt/bench-grow" {
-			os.Stdout.Write(result.Stdout)
-		}
-		if result.ExitCode != 0 && command[0] != "/usr/bin/systemctl" {
-			return fmt.Errorf("%q: exit code %d: %s", command, result.ExitCode, result.Stderr)
-		}
-	}
-	return nil
+	return benchBoot(ctx, dir, log)
 }
