@@ -128,6 +128,9 @@ const (
 	maxDepth = 32
 	maxNodes = 20000
 	maxFile  = 1 << 20 // bytes of one file, unpacked
+	// maxListed bounds the files and the commands that are looked at, and the keys of
+	// cloud-configs that are made one; CloudStack has about ten of each.
+	maxListed = 500
 )
 
 // yamlQuotes are the parts of a YAML error that may repeat the text.
@@ -214,6 +217,10 @@ func (c *cloudConfig) read() error {
 		if files.Kind != yaml.SequenceNode {
 			return fmt.Errorf("line %d: write_files is not a list", files.Line)
 		}
+		if len(files.Content) > maxListed {
+			c.strange = append(c.strange, fmt.Sprintf("it writes more than %d files", maxListed))
+			return nil
+		}
 		for _, node := range files.Content {
 			if err := c.readFile(node); err != nil {
 				return err
@@ -225,6 +232,10 @@ func (c *cloudConfig) read() error {
 			return fmt.Errorf("line %d: runcmd is not a list", runcmd.Line)
 		}
 		c.hasRuncmd = true
+		if len(runcmd.Content) > maxListed {
+			c.strange = append(c.strange, fmt.Sprintf("its runcmd has more than %d entries", maxListed))
+			return nil
+		}
 		for _, node := range runcmd.Content {
 			c.runcmd = append(c.runcmd, readRunEntry(node))
 		}

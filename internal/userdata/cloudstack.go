@@ -440,7 +440,7 @@ func (p *parser) runcmd() {
 	}
 	setup, deploy, otherwise := false, false, false
 	for i, entry := range p.config.runcmd {
-		if callsContainerdScript(entry) {
+		if p.intent.Registry == nil && callsContainerdScript(entry) {
 			p.registry()
 		}
 		if configuresContainerd(entry) {

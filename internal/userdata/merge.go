@@ -51,7 +51,9 @@ func mergeCloudConfigs(parts []part) (merged []byte, strange string) {
 				}
 				continue
 			}
-			setKey(union, key, value)
+			if setKey(union, key, value); len(union.Content) > 2*maxListed {
+				return nil, fmt.Sprintf("its cloud-configs have more than %d keys", maxListed)
+			}
 		}
 	}
 	if len(configs) == 1 {

@@ -248,3 +248,25 @@ func (g *scriptMaker) statement(depth int) string {
 	}
 	return g.mark()
 }
+
+// A script of an administrator may be any size; how long reading takes must follow from
+// the limits, not from the size squared.
+func TestManyOfEverythingIsHandedOver(t *testing.T) {
+	t.Parallel()
+	const head = "#cloud-config\nwrite_files:\n- path: " + setupScript + "\n  content: |\n    true\n- path: " + deployScript +
+		"\n  content: |\n    kubeadm init --token " + testToken + "\n"
+	fill := func(begin, each string) string {
+		return begin + strings.Repeat(each, (MaxUserdata-len(begin))/len(each))
+	}
+	for want, text := range map[string]string{
+		"more than 20000 words":                fill(head+"runcmd:\n- echo", " a"),
+		"its runcmd has more than 500 entries": head + "runcmd:\n" + strings.Repeat("- [ /bin/true ]\n", maxListed+1),
+		"it writes more than 500 files":        head + strings.Repeat("- {path: /a, content: b}\n", maxListed),
+		"more than 5000 commands":              fill(head+"runcmd:\n- true", ";true"),
+	} {
+		intent, _ := Parse([]byte(text))
+		if intent.Handover != HandoverCloudInit || !strings.Contains(strings.Join(intent.HandoverReasons, "; "), want) {
+			t.Errorf("handed to %s because of %q, want %q", intent.Handover, intent.HandoverReasons, want)
+		}
+	}
+}

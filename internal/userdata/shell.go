@@ -26,7 +26,8 @@ type shellScript struct {
 	loops     int
 	// open names what the end of the text leaves unclosed ("if", "quote"), "" when
 	// nothing.
-	open string
+	open  string
+	words int // of all commands
 	// beyond names grammar this reader does not know, "" when there was none.
 	beyond string
 }
@@ -52,8 +53,9 @@ const (
 	expandStart = "\ue000"
 	expandEnd   = "\ue001"
 	maxCommands = 5000
-	maxNesting  = 16  // of substitutions
-	maxOpen     = 100 // of constructs
+	maxWords    = 20000 // of all commands
+	maxNesting  = 16    // of substitutions
+	maxOpen     = 100   // of constructs
 )
 
 // readShell reads a script.
@@ -361,6 +363,10 @@ func (r *shellReader) closes(word string) {
 }
 
 func (r *shellReader) add(word string) {
+	if r.script.words++; r.script.words > maxWords {
+		r.unknown("more than %d words", maxWords)
+		return
+	}
 	if !r.started {
 		r.begin()
 	}
@@ -709,6 +715,12 @@ func (s *shellScript) variants(words []string) [][]string {
 		values := s.expand(word)
 		if values == nil || len(all)*len(values) > maxVariants {
 			values = []string{s.partly(word)}
+		}
+		if len(values) == 1 {
+			for i := range all {
+				all[i] = append(all[i], values[0])
+			}
+			continue
 		}
 		var grown [][]string
 		for _, before := range all {
