@@ -174,7 +174,7 @@ func (s *Status) ClosedGates() (closed []string) {
 // WaitGates waits until all gates pass: the dashboard's pod starts after the node
 // is Ready.
 func WaitGates(ctx context.Context, m *cloud.Machine) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
 	for {
 		status, _, err := ReadStatus(ctx, m)
