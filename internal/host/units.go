@@ -7,10 +7,13 @@ import "context"
 // Unit is what systemd says of a unit; the values are systemd's own words.
 type Unit struct {
 	Name        string
-	LoadState   string // loaded, not-found, masked, ...
-	ActiveState string // active, inactive, failed, activating, ...
-	FileState   string // enabled, disabled, static, masked, generated, linked, "", as of when systemd last looked
-	Result      string // of the last run: success, exit-code, timeout, ...
+	ID          string   // its own name, where Name is another one for it (an alias)
+	LoadState   string   // loaded, not-found, masked, ...
+	ActiveState string   // active, inactive, failed, activating, ...
+	FileState   string   // enabled, disabled, static, masked, generated, linked, "", as of when systemd last looked
+	Result      string   // of the last run: success, exit-code, timeout, ...
+	JobID       uint32   // of the job queued for it; 0 is none
+	TriggeredBy []string // the sockets, timers and paths that start it
 }
 
 // Exists says whether the template has the unit at all.
@@ -18,7 +21,7 @@ func (u Unit) Exists() bool { return u.LoadState != "not-found" && u.LoadState !
 
 // Enabled says whether the unit is started at boot.
 func (u Unit) Enabled() bool {
-	return u.FileState == "enabled" || u.FileState == "enabled-runtime" || u.FileState == "linked"
+	return u.FileState == "enabled" || u.FileState == "enabled-runtime"
 }
 
 // Running says whether the unit is active or on its way there.
@@ -29,13 +32,17 @@ func (u Unit) Running() bool {
 // Job is a change of a unit that systemd has queued. The zero Job is no job: the
 // unit was so already.
 type Job struct {
-	Unit   string
-	Result chan string // one value: done, failed, canceled, timeout, dependency, skipped
+	Unit string
+	ID   uint32 // systemd's number of it; 0 is not known
+	// Result gets one value: done, failed, canceled, timeout, dependency, skipped.
+	// It may be lost: whoever must know the end calls Wait.
+	Result chan string
 }
 
 // Units is systemd. All calls are idempotent and none waits for a unit except
 // Wait: during boot a unit may be ordered after nodeagent itself, and waiting
-// for it would then wait for ever (pain-point S2).
+// for it would then wait for ever (pain-point S2). A call may block until systemd
+// answers or ctx ends.
 type Units interface {
 	State(ctx context.Context, name string) (Unit, error)
 	// List returns the names of all units systemd has loaded that end in suffix.

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -14,69 +16,101 @@ import (
 )
 
 // Systemd is the systemd of this machine, spoken to over D-Bus: over systemd's
-// private socket first, which is there before the system bus (pain-point S3).
+// private socket first, which is there before the system bus (pain-point S3). It
+// survives a bus that comes late, a connection that dies and signals that are lost.
 type Systemd struct {
 	mu   sync.Mutex
 	conn *dbus.Conn
+
+	sockets []socket      // nil are this machine's
+	recheck time.Duration // 0 is the default
 }
 
 const (
+	// connectTimeout bounds the wait for a systemd that is not there yet.
 	connectTimeout = 10 * time.Second
-	// recheck bounds how long a lost job signal can go unnoticed (pain-point S6).
-	recheck = 2 * time.Second
+	// defaultRecheck bounds how long a lost job signal can go unnoticed (pain-point S6).
+	defaultRecheck = 2 * time.Second
 )
 
+func (s *Systemd) again() time.Duration {
+	if s.recheck > 0 {
+		return s.recheck
+	}
+	return defaultRecheck
+}
+
+// connect returns the connection, a new one where the old one has died.
 func (s *Systemd) connect(ctx context.Context) (*dbus.Conn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn != nil && s.conn.Connected() {
 		return s.conn, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	if s.conn != nil {
+		s.conn.Close() // one half of it may be alive
+		s.conn = nil
+	}
+	sockets := s.sockets
+	if sockets == nil {
+		// As sd_booted(3) has it: nothing to wait for where systemd does not run.
+		if _, err := os.Lstat("/run/systemd/system"); errors.Is(err, fs.ErrNotExist) {
+			return nil, errors.New("cannot reach systemd: this machine does not run it")
+		}
+		sockets = systemdSockets()
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, fmt.Errorf("waited %s", connectTimeout))
 	defer cancel()
-	// The connection outlives this call, so it must not hang on ctx; the dialling
-	// itself is bounded by running it beside the timer.
-	type dialled struct {
-		conn *dbus.Conn
-		err  error
+	conn, err := reach(ctx, sockets, s.again())
+	if err != nil {
+		return nil, fmt.Errorf("cannot reach systemd over D-Bus: %w", err)
 	}
-	result := make(chan dialled, 1)
-	go func() {
-		conn, err := dbus.NewSystemdConnectionContext(context.WithoutCancel(ctx))
-		if err != nil {
-			var busErr error
-			if conn, busErr = dbus.NewSystemConnectionContext(context.WithoutCancel(ctx)); busErr != nil {
-				err = errors.Join(err, busErr)
-			} else {
-				err = nil
-			}
-		}
-		result <- dialled{conn, err}
-	}()
-	select {
-	case r := <-result:
-		if r.err != nil {
-			return nil, fmt.Errorf("cannot reach systemd over D-Bus: %w", r.err)
-		}
-		s.conn = r.conn
-		return s.conn, nil
-	case <-ctx.Done():
-		go func() {
-			if r := <-result; r.conn != nil {
-				r.conn.Close()
-			}
-		}()
-		return nil, fmt.Errorf("cannot reach systemd over D-Bus: %w", context.Cause(ctx))
+	s.conn = conn
+	return conn, nil
+}
+
+// discard closes a connection that is of no use any more.
+func (s *Systemd) discard(conn *dbus.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	conn.Close()
+	if s.conn == conn {
+		s.conn = nil
 	}
+}
+
+// call makes a call and, when the connection dies in the middle of it, once more on a
+// new one: only if systemd cannot have got the first, or if twice is the same as once.
+// repeated says that the first may have done the work.
+func (s *Systemd) call(ctx context.Context, idempotent bool, do func(*dbus.Conn) error) (repeated bool, err error) {
+	conn, err := s.connect(ctx)
+	if err != nil {
+		return false, err
+	}
+	if err = do(conn); err == nil || ctx.Err() != nil {
+		return false, err
+	}
+	dead, sent := died(conn, err)
+	if !dead {
+		return false, err
+	}
+	s.discard(conn)
+	if sent && !idempotent {
+		return false, fmt.Errorf("the connection to systemd died, and whether it was done is not known: %w", err)
+	}
+	if conn, err = s.connect(ctx); err != nil {
+		return false, err
+	}
+	return sent, do(conn)
 }
 
 // State implements Units.
 func (s *Systemd) State(ctx context.Context, name string) (Unit, error) {
-	conn, err := s.connect(ctx)
-	if err != nil {
-		return Unit{}, err
-	}
-	properties, err := conn.GetAllPropertiesContext(ctx, name)
+	var properties map[string]any
+	_, err := s.call(ctx, true, func(conn *dbus.Conn) (err error) {
+		properties, err = conn.GetAllPropertiesContext(ctx, name)
+		return err
+	})
 	if err != nil {
 		return Unit{}, fmt.Errorf("cannot read the state of %s: %w", name, err)
 	}
@@ -84,47 +118,52 @@ func (s *Systemd) State(ctx context.Context, name string) (Unit, error) {
 		value, _ := properties[key].(string)
 		return value
 	}
-	return Unit{Name: name, LoadState: text("LoadState"), ActiveState: text("ActiveState"),
-		FileState: text("UnitFileState"), Result: text("Result")}, nil
+	unit := Unit{Name: name, ID: text("Id"), LoadState: text("LoadState"), ActiveState: text("ActiveState"),
+		FileState: text("UnitFileState"), Result: text("Result")}
+	unit.TriggeredBy, _ = properties["TriggeredBy"].([]string)
+	// A job is its number and its path.
+	if job, ok := properties["Job"].([]any); ok && len(job) == 2 {
+		unit.JobID, _ = job[0].(uint32)
+	}
+	return unit, nil
 }
 
 // Enable implements Units.
 func (s *Systemd) Enable(ctx context.Context, names ...string) (bool, error) {
-	conn, err := s.connect(ctx)
-	if err != nil {
-		return false, err
-	}
-	_, changes, err := conn.EnableUnitFilesContext(ctx, names, false, false)
-	if err != nil {
-		return false, fmt.Errorf("cannot enable %s: %w", strings.Join(names, " "), err)
-	}
-	return len(changes) > 0, nil
+	return s.change(ctx, "enable", names, func(conn *dbus.Conn) (int, error) {
+		_, changes, err := conn.EnableUnitFilesContext(ctx, names, false, false)
+		return len(changes), err
+	})
 }
 
 // Disable implements Units.
 func (s *Systemd) Disable(ctx context.Context, names ...string) (bool, error) {
-	conn, err := s.connect(ctx)
-	if err != nil {
-		return false, err
-	}
-	changes, err := conn.DisableUnitFilesContext(ctx, names, false)
-	if err != nil {
-		return false, fmt.Errorf("cannot disable %s: %w", strings.Join(names, " "), err)
-	}
-	return len(changes) > 0, nil
+	return s.change(ctx, "disable", names, func(conn *dbus.Conn) (int, error) {
+		changes, err := conn.DisableUnitFilesContext(ctx, names, false)
+		return len(changes), err
+	})
 }
 
 // Mask implements Units.
 func (s *Systemd) Mask(ctx context.Context, names ...string) (bool, error) {
-	conn, err := s.connect(ctx)
+	return s.change(ctx, "mask", names, func(conn *dbus.Conn) (int, error) {
+		changes, err := conn.MaskUnitFilesContext(ctx, names, false, true)
+		return len(changes), err
+	})
+}
+
+// change changes unit files, which may be repeated. What a call changed that never
+// answered is not known: then it counts as changed.
+func (s *Systemd) change(ctx context.Context, verb string, names []string, do func(*dbus.Conn) (int, error)) (bool, error) {
+	changes := 0
+	repeated, err := s.call(ctx, true, func(conn *dbus.Conn) (err error) {
+		changes, err = do(conn)
+		return err
+	})
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("cannot %s %s: %w", verb, strings.Join(names, " "), err)
 	}
-	changes, err := conn.MaskUnitFilesContext(ctx, names, false, true)
-	if err != nil {
-		return false, fmt.Errorf("cannot mask %s: %w", strings.Join(names, " "), err)
-	}
-	return len(changes) > 0, nil
+	return changes > 0 || repeated, nil
 }
 
 // Start implements Units.
@@ -132,35 +171,37 @@ func (s *Systemd) Start(ctx context.Context, name string) (Job, error) {
 	if unit, err := s.State(ctx, name); err == nil && unit.ActiveState == "active" {
 		return Job{Unit: name}, nil
 	}
-	return s.queue(ctx, "start", name, (*dbus.Conn).StartUnitContext)
+	return s.queue(ctx, "start", name, true, (*dbus.Conn).StartUnitContext)
 }
 
 // Stop implements Units.
 func (s *Systemd) Stop(ctx context.Context, name string) (Job, error) {
-	return s.queue(ctx, "stop", name, (*dbus.Conn).StopUnitContext)
+	return s.queue(ctx, "stop", name, true, (*dbus.Conn).StopUnitContext)
 }
 
 // Restart implements Units.
 func (s *Systemd) Restart(ctx context.Context, name string) (Job, error) {
-	return s.queue(ctx, "restart", name, (*dbus.Conn).RestartUnitContext)
+	return s.queue(ctx, "restart", name, false, (*dbus.Conn).RestartUnitContext)
 }
 
 // ReloadOrRestart implements Units.
 func (s *Systemd) ReloadOrRestart(ctx context.Context, name string) (Job, error) {
-	return s.queue(ctx, "reload", name, (*dbus.Conn).ReloadOrTryRestartUnitContext)
+	return s.queue(ctx, "reload", name, false, (*dbus.Conn).ReloadOrTryRestartUnitContext)
 }
 
 type unitCall func(conn *dbus.Conn, ctx context.Context, name, mode string, result chan<- string) (int, error)
 
-func (s *Systemd) queue(ctx context.Context, verb, name string, call unitCall) (Job, error) {
-	conn, err := s.connect(ctx)
+func (s *Systemd) queue(ctx context.Context, verb, name string, idempotent bool, call unitCall) (Job, error) {
+	job := Job{Unit: name}
+	_, err := s.call(ctx, idempotent, func(conn *dbus.Conn) error {
+		// go-systemd sends while it holds a lock: the channel must have room
+		// (pain-point S1).
+		job.Result = make(chan string, 1)
+		id, err := call(conn, ctx, name, "replace", job.Result)
+		job.ID = uint32(id)
+		return err
+	})
 	if err != nil {
-		return Job{}, err
-	}
-	// go-systemd sends while it holds a lock: the channel must have room
-	// (pain-point S1).
-	job := Job{Unit: name, Result: make(chan string, 1)}
-	if _, err := call(conn, ctx, name, "replace", job.Result); err != nil {
 		return Job{}, fmt.Errorf("cannot %s %s: %w", verb, name, err)
 	}
 	return job, nil
@@ -168,62 +209,45 @@ func (s *Systemd) queue(ctx context.Context, verb, name string, call unitCall) (
 
 // Reload implements Units.
 func (s *Systemd) Reload(ctx context.Context) error {
-	conn, err := s.connect(ctx)
+	_, err := s.call(ctx, true, func(conn *dbus.Conn) error { return conn.ReloadContext(ctx) })
 	if err != nil {
-		return err
-	}
-	if err := conn.ReloadContext(ctx); err != nil {
 		return fmt.Errorf("cannot reload systemd: %w", err)
 	}
 	return nil
 }
 
-// Wait implements Units. The job's result is a hint; the state of the unit and
-// whether a job is still queued for it are the truth.
+// Wait implements Units. The job's result is a hint that may get lost, with its
+// connection or without; whether the unit still has the job is the truth.
 func (s *Systemd) Wait(ctx context.Context, job Job) (Unit, error) {
 	if job.Result == nil {
 		return s.State(ctx, job.Unit)
 	}
-	ticker := time.NewTicker(recheck)
+	ticker := time.NewTicker(s.again())
 	defer ticker.Stop()
+	var unit Unit
+	var err error
 	for {
 		select {
 		case <-job.Result:
 			return s.State(ctx, job.Unit)
 		case <-ctx.Done():
-			return Unit{}, fmt.Errorf("cannot wait for %s: %w", job.Unit, context.Cause(ctx))
+			return Unit{}, fmt.Errorf("cannot wait for %s: %w", job.Unit, errors.Join(context.Cause(ctx), err))
 		case <-ticker.C:
-			if queued, err := s.jobQueued(ctx, job.Unit); err == nil && !queued {
-				return s.State(ctx, job.Unit)
+			unit, err = s.State(ctx, job.Unit)
+			if err == nil && (unit.JobID == 0 || job.ID != 0 && unit.JobID != job.ID) {
+				return unit, nil
 			}
 		}
 	}
 }
 
-func (s *Systemd) jobQueued(ctx context.Context, name string) (bool, error) {
-	conn, err := s.connect(ctx)
-	if err != nil {
-		return false, err
-	}
-	jobs, err := conn.ListJobsContext(ctx)
-	if err != nil {
-		return false, err
-	}
-	for _, job := range jobs {
-		if job.Unit == name {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
 // List implements Units.
 func (s *Systemd) List(ctx context.Context, suffix string) ([]string, error) {
-	conn, err := s.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	units, err := conn.ListUnitsContext(ctx)
+	var units []dbus.UnitStatus
+	_, err := s.call(ctx, true, func(conn *dbus.Conn) (err error) {
+		units, err = conn.ListUnitsContext(ctx)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot list units: %w", err)
 	}

@@ -87,7 +87,7 @@ func (m *Machine) Program(path string, run Program) {
 }
 
 // AddUnit installs a unit; LoadState defaults to loaded, ActiveState to inactive,
-// FileState to disabled.
+// FileState to disabled, ID to its name.
 func (m *Machine) AddUnit(unit host.Unit) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -99,6 +99,9 @@ func (m *Machine) AddUnit(unit host.Unit) {
 	}
 	if unit.FileState == "" {
 		unit.FileState = "disabled"
+	}
+	if unit.ID == "" {
+		unit.ID = unit.Name
 	}
 	m.units[unit.Name] = unit
 }
@@ -276,27 +279,50 @@ func (m units) change(verb, name string, change func(*host.Unit)) (bool, error) 
 	before := unit
 	change(&unit)
 	m.units[name] = unit
-	if unit != before || verb == "restart" || verb == "reload" {
+	changed := unit.FileState != before.FileState || unit.ActiveState != before.ActiveState || unit.JobID != before.JobID
+	if changed || verb == "restart" || verb == "reload" {
 		m.did("%s %s", verb, name)
 	}
-	return unit != before, nil
+	return changed, nil
 }
 
-func (m units) Enable(_ context.Context, names ...string) (bool, error) {
-	return m.setFileState("enable", "enabled", names)
+// Enable knows, as systemd does, that there is nothing to enable in some units, and
+// that some cannot be.
+func (m units) Enable(ctx context.Context, names ...string) (bool, error) {
+	for _, name := range names {
+		unit, err := m.State(ctx, name)
+		if err != nil {
+			return false, err
+		}
+		switch unit.FileState {
+		case "masked", "masked-runtime", "generated", "transient", "bad":
+			return false, fmt.Errorf("cannot enable %s: it is %s", name, unit.FileState)
+		}
+	}
+	return m.setFileState("enable", names, func(state string) string {
+		if state == "static" || state == "indirect" {
+			return state
+		}
+		return "enabled"
+	})
 }
 
 func (m units) Disable(_ context.Context, names ...string) (bool, error) {
-	return m.setFileState("disable", "disabled", names)
+	return m.setFileState("disable", names, func(state string) string {
+		if state == "enabled" {
+			return "disabled"
+		}
+		return state
+	})
 }
 
 func (m units) Mask(_ context.Context, names ...string) (bool, error) {
-	return m.setFileState("mask", "masked", names)
+	return m.setFileState("mask", names, func(string) string { return "masked" })
 }
 
-func (m units) setFileState(verb, state string, names []string) (changed bool, err error) {
+func (m units) setFileState(verb string, names []string, after func(string) string) (changed bool, err error) {
 	for _, name := range names {
-		one, err := m.change(verb, name, func(u *host.Unit) { u.FileState = state })
+		one, err := m.change(verb, name, func(u *host.Unit) { u.FileState = after(u.FileState) })
 		if err != nil {
 			return changed, err
 		}
@@ -325,7 +351,7 @@ func (m units) ReloadOrRestart(ctx context.Context, name string) (host.Job, erro
 }
 
 func (m units) job(verb, name, state string) (host.Job, error) {
-	if _, err := m.change(verb, name, func(u *host.Unit) { u.ActiveState = state }); err != nil {
+	if _, err := m.change(verb, name, func(u *host.Unit) { u.ActiveState, u.JobID = state, 0 }); err != nil {
 		return host.Job{}, err
 	}
 	return host.Job{Unit: name}, nil
