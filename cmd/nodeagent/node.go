@@ -118,11 +118,18 @@ func (n *node) readBootArgs(ctx context.Context, report host.Report) (agent.Resu
 	return agent.Result{Note: source.String()}, nil
 }
 
-func (n *node) findRole(context.Context, host.Report) (agent.Result, error) {
+func (n *node) findRole(ctx context.Context, _ host.Report) (agent.Result, error) {
 	role, err := roles.Find(n.args.Type())
 	if err != nil {
 		return agent.Result{}, err
 	}
+	// Whose node it is is known even where an override is wrong: that fails below.
+	overrides, wrong := roles.ReadOverrides(n.host, roles.OverridesDir)
+	if len(wrong) == 0 {
+		role = overrides.Apply(role)
+	}
+	// Without systemd the step that sets the services fails, and says so.
+	role, _ = roles.OnTemplate(ctx, n.host, role)
 	n.role = role
 	n.provisioned = n.ownsNode() && (n.host.Exists(successFile) || n.handedOver())
 	n.update(func(s *agent.State) { s.Role, s.Owner, s.Node = role.Name, string(role.Owner), n.args.Name() })
@@ -136,6 +143,12 @@ func (n *node) findRole(context.Context, host.Report) (agent.Result, error) {
 		return agent.Result{}, fault.Wrap(fault.HostSettingsFailed, err, "cannot tell the template's units who owns this node")
 	}
 	result := agent.Result{Note: role.Name}
+	if err := roles.Err(wrong); err != nil {
+		return result, err
+	}
+	if changed := overrides.Of(role); changed > 0 {
+		result.Note += fmt.Sprintf(", with %d overrides of %s", changed, roles.OverridesDir)
+	}
 	problems := n.args.Problems()
 	// CloudStack's own scripts read the boot args of their roles in their own
 	// way: what nodeagent finds wrong there stops nothing.
@@ -216,12 +229,24 @@ func changedNote(what string, changed bool) agent.Result {
 }
 
 func (n *node) setNetwork(ctx context.Context, report host.Report) (agent.Result, error) {
+	others, err := settings.OwnNetwork(ctx, n.host)
+	if err != nil {
+		return agent.Result{}, err
+	}
 	network := netsetup.Network{Nameservers: n.args.Nameservers()}
 	for _, nic := range n.args.Interfaces() {
 		network.Interfaces = append(network.Interfaces, netsetup.Interface{Name: nic.Name, Address: nic.Address, Gateway: nic.Gateway})
 	}
 	done, err := netsetup.Apply(ctx, n.host, network, report)
-	return changedNote(network.String(), len(done) > 0), err
+	return withDone(network.String(), others, done), err
+}
+
+// withDone says how something is and what was done to make it so.
+func withDone(what string, done ...[]string) agent.Result {
+	if all := slices.Concat(done...); len(all) > 0 {
+		return agent.Result{Note: what + ": " + strings.Join(all, ", ")}
+	}
+	return agent.Result{Note: what + ", unchanged"}
 }
 
 func doneNote(done []string) agent.Result {
@@ -237,12 +262,50 @@ func (n *node) turnSwapOff(ctx context.Context, _ host.Report) (agent.Result, er
 }
 
 func (n *node) setKernel(ctx context.Context, _ host.Report) (agent.Result, error) {
-	changed, err := settings.Kernel(ctx, n.host)
-	return changedNote("modules and sysctls", changed), err
+	var nics []string
+	for _, nic := range n.args.Interfaces() {
+		nics = append(nics, nic.Name)
+	}
+	done, err := settings.Kernel(ctx, n.host, nics)
+	return doneNote(done), err
+}
+
+func (n *node) setMachine(ctx context.Context, _ host.Report) (agent.Result, error) {
+	done, err := settings.Machine(ctx, n.host)
+	return doneNote(done), err
+}
+
+func (n *node) setTime(ctx context.Context, _ host.Report) (agent.Result, error) {
+	list, _ := n.args.Get("ntpserverlist")
+	servers, wrong := settings.TimeServers(list)
+	service, done, err := settings.Time(ctx, n.host, servers)
+	switch {
+	case service == "":
+		service = "no time service on this template"
+	case len(servers) > 0:
+		service += " asks " + strings.Join(servers, " ")
+	}
+	result := withDone(service, done)
+	if len(wrong) > 0 {
+		result.Warnings = append(result.Warnings, fault.New(fault.BootArgsInvalid,
+			"boot arg ntpserverlist: %q is no name or address of a server; it is not asked", wrong))
+	}
+	return result, err
+}
+
+func (n *node) setPacketFilters(ctx context.Context, _ host.Report) (agent.Result, error) {
+	now, done, err := settings.PacketFilters(ctx, n.host)
+	return withDone(now, done), err
 }
 
 func (n *node) setServices(ctx context.Context, _ host.Report) (agent.Result, error) {
 	plan, err := roles.Apply(ctx, n.host, n.role)
+	// A Kubernetes node's disk is judged when its userdata is known (checkMachine);
+	// other roles have a minimum only by an override.
+	if err == nil && !n.ownsNode() && n.diskBytes < n.role.MinimumDisk {
+		err = fault.New(fault.DiskTooSmall, "the root disk %s has %s (%d bytes); role %s needs %s (%d bytes) at least",
+			n.disk.Disk, gibibytes(n.diskBytes), n.diskBytes, n.role.Name, gibibytes(n.role.MinimumDisk), n.role.MinimumDisk)
+	}
 	return agent.Result{Note: plan.String()}, err
 }
 
@@ -401,6 +464,9 @@ func (n *node) runCloudInit(ctx context.Context, report host.Report) (agent.Resu
 	if keys, err := n.host.ReadFile(authorizedKeys); n.intent.SSHKeys > 0 && (err != nil || len(keys) == 0) {
 		return fail(fmt.Errorf("%s has no key, CloudStack cannot log in: %v", authorizedKeys, err))
 	}
+	if _, err := settings.EmptyRootKeys(n.host); err != nil {
+		return fail(err)
+	}
 	n.host.Kernel.Sync()
 	n.update(func(s *agent.State) { s.CloudInit = n.instanceID() })
 	// cloud-init replaces the template's host keys by the machine's own.
@@ -437,9 +503,11 @@ func (n *node) forgetHalfDone(ctx context.Context) error {
 	if id == n.cloudInit {
 		return nil
 	}
-	unit, err := n.host.Units.State(ctx, "cloud-init.service")
-	if err != nil || unit.Running() {
-		return err // it runs, or has run on this boot
+	for _, stage := range n.role.OnDemand {
+		unit, err := n.host.Units.State(ctx, stage)
+		if err != nil || unit.Running() {
+			return err // it runs, or has run on this boot
+		}
 	}
 	return userdata.ForgetCloudInit(n.host, id)
 }

@@ -231,3 +231,83 @@ func TestISOPatienceFollowsTheUserdata(t *testing.T) {
 		t.Errorf("waits %s, at most %s; want %s, or 90 attempts a minute apart", iso.Timeout, got, isoTimeout)
 	}
 }
+
+// What the host settings have done is in status, and that a second boot had nothing
+// to do (contract 2.1, 10 item 11).
+func TestHostSettingsShowInStatus(t *testing.T) {
+	t.Parallel()
+	m := hosttest.New(t)
+	m.Write("/etc/shadow", "root:*:20778:0:99999:7:::\n")
+	m.Write("/etc/logrotate.d/cloud", "")
+	m.Write("/proc/sys/kernel/osrelease", "6.1.0\n")
+	m.Write("/lib/modules/6.1.0/modules.dep", "")
+	m.Write("/lib/modules/6.1.0/modules.builtin", "")
+	m.AddUnit(host.Unit{Name: "systemd-timesyncd.service", FileState: "disabled"})
+	for _, name := range []string{"ipv4/ip_forward", "bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables", "ipv4/conf/eth0/rp_filter"} {
+		m.Write("/proc/sys/net/"+name, "7\n")
+	}
+	m.Program("/sbin/modprobe", func(command host.Command) (string, error) {
+		for _, name := range command.Args[1:] {
+			m.Write("/sys/module/"+name+"/initstate", "live\n")
+		}
+		return "", nil
+	})
+	n := &node{host: m.Host(), args: userdata.ParseBootArgs(nodeArgs + " ntpserverlist=10.0.0.1,x;y")}
+	steps := bootPlan(n)
+	for _, test := range []struct{ step, first, second string }{
+		{"machine", "/opt/bin on the search path, /etc/logrotate.d/cloud removed", "unchanged"},
+		{"time", "systemd-timesyncd asks 10.0.0.1: enabled, /etc/systemd/timesyncd.conf.d/nodeagent.conf edited", "systemd-timesyncd asks 10.0.0.1, unchanged"},
+		{"iptables", "none on this template, unchanged", "none on this template, unchanged"},
+		{"swap", "unchanged", "unchanged"},
+		{"kernel", "wrote /etc/modules-load.d/nodeagent.conf, wrote /etc/sysctl.d/99-zz-nodeagent.conf, 7 modules loaded, 4 sysctls set", "unchanged"},
+	} {
+		step := steps[slices.IndexFunc(steps, func(s agent.Step) bool { return s.Name == test.step })]
+		for boot, want := range []string{test.first, test.second} {
+			result, err := step.Run(t.Context(), t.Logf)
+			if err != nil || result.Note != want {
+				t.Errorf("boot %d, step %s: %q, %v; want %q", boot, test.step, result.Note, err, want)
+			}
+			if test.step == "time" && (len(result.Warnings) != 1 || !strings.Contains(result.Warnings[0].Error(), `ntpserverlist: ["x;y"]`)) {
+				t.Errorf("warnings %v, want the value that is no server", result.Warnings)
+			}
+		}
+	}
+}
+
+// The template's cloud-init waits for nodeagent, under the names its units have in
+// Debian 12 and 13, and then for nothing else; CloudStack's own units come after
+// nodeagent and leave its nodes alone.
+func TestDropInsCoverTheTemplatesUnits(t *testing.T) {
+	t.Parallel()
+	settings := func(unit string) string {
+		t.Helper()
+		text, err := os.ReadFile("../../systemd/" + unit + ".service.d/nodeagent.conf")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var lines []string
+		for line := range strings.Lines(string(text)) {
+			if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+				lines = append(lines, line)
+			}
+		}
+		return strings.Join(lines, " ")
+	}
+	const gate = "[Unit] ConditionPathExists= ConditionPathExists=" + cloudInitFile
+	for _, unit := range []string{"cloud-init-main", "cloud-init", "cloud-init-network", "cloud-config", "cloud-final"} {
+		if got := settings(unit); got != gate {
+			t.Errorf("%s: %q, want %q", unit, got, gate)
+		}
+	}
+	if got, want := settings("cloud-init-local"), gate+" Wants=cloud-init-main.service"; got != want {
+		t.Errorf("cloud-init-local: %q, want %q", got, want)
+	}
+	if got, want := settings("cloud-init-hotplugd"), "[Unit] ConditionPathExists=!"+ownsNodeFile+" ConditionPathExists="+cloudInitFile; got != want {
+		t.Errorf("cloud-init-hotplugd: %q, want %q", got, want)
+	}
+	for _, unit := range []string{"cloud-preinit", "cloud-early-config", "cloud-postinit"} {
+		if got, want := settings(unit), "[Unit] After=nodeagent.service ConditionPathExists=!"+ownsNodeFile; got != want {
+			t.Errorf("%s: %q, want %q", unit, got, want)
+		}
+	}
+}

@@ -20,10 +20,13 @@ func bootPlan(n *node) []agent.Step {
 
 		{Name: "hostname", Short: "host name and hosts file", Needs: []string{"role"}, Applies: n.ownsNode, Timeout: time.Minute, Run: n.setHostname},
 		{Name: "network", Short: "address, route and resolver", Needs: []string{"role"}, Applies: n.ownsNode, Timeout: time.Minute, Run: n.setNetwork},
+		{Name: "machine", Short: "root locked, search path, log rotation, irqbalance", Needs: []string{"role"}, Applies: n.ownsNode, Timeout: time.Minute, Run: n.setMachine},
+		{Name: "time", Short: "one time service", Needs: []string{"role"}, Applies: n.ownsNode, Timeout: time.Minute, Run: n.setTime},
+		{Name: "iptables", Short: "the flavour of iptables", Needs: []string{"role"}, Applies: n.ownsNode, Timeout: time.Minute, Run: n.setPacketFilters},
 		{Name: "swap", Short: "swap is off for good", Needs: []string{"role"}, Applies: n.ownsNode, Timeout: time.Minute, Run: n.turnSwapOff},
 		{Name: "kernel", Short: "modules and sysctls", Needs: []string{"role"}, Applies: n.ownsNode, Timeout: time.Minute, Run: n.setKernel},
 		{Name: "services", Short: "docker, containerd and cloud-init as the role wants",
-			Needs: []string{"disk", "hostname", "network", "swap", "kernel"}, Ready: true, Timeout: time.Minute, Run: n.setServices},
+			Needs: []string{"disk", "hostname", "network", "machine", "time", "iptables", "swap", "kernel"}, Ready: true, Timeout: time.Minute, Run: n.setServices},
 
 		{Name: "userdata", Short: "the userdata is read", Needs: []string{"services"}, Applies: n.ownsNode, Timeout: 6 * time.Minute, Run: n.fetchUserdata},
 		{Name: "cloud-init", Short: "cloud-init made users and files", Needs: []string{"userdata"}, Applies: n.ownsNode, Timeout: 15 * time.Minute, Run: n.runCloudInit},

@@ -12,8 +12,10 @@ import (
 	"testing"
 
 	"nodeagent/internal/agent"
+	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
 	"nodeagent/internal/roles"
+	"nodeagent/internal/userdata"
 )
 
 const nodeArgs = " template=domP name=prod1-control-1 type=cksnode eth0ip=10.1.1.57 eth0mask=255.255.255.0 gateway=10.1.1.1 internaldns1=10.0.0.10 dns1=1.1.1.1\n"
@@ -64,7 +66,7 @@ func TestPlanListsTheStepsOfTheRole(t *testing.T) {
 		}
 	}
 	report := makePlan(nodeArgs, controlUserdata(t))
-	want := "boot-args role ssh disk hostname network swap kernel services userdata cloud-init preflight iso install containerd images release kubeadm add-ons ready success"
+	want := "boot-args role ssh disk hostname network machine time iptables swap kernel services userdata cloud-init preflight iso install containerd images release kubeadm add-ons ready success"
 	if got := names(report); got != want || report.failed() {
 		t.Errorf("control node: steps\n%s\nwant\n%s\nproblems %v", got, want, report.Problems)
 	}
@@ -195,5 +197,134 @@ func TestPlanOfTheCorpus(t *testing.T) {
 				t.Errorf("%s: %+v does not say where it is", folder.Name(), problem)
 			}
 		}
+	}
+}
+
+// planIn runs plan as JSON for a role with a folder of overrides.
+func planIn(t *testing.T, role, folder string, flags ...string) (code int, report planReport, out string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "cmdline")
+	if err := os.WriteFile(file, []byte("type="+role+" name=x-1 rootdisksize=4"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, stderr := call(t, append([]string{"plan", "--boot-args", file, "--roles-dir", folder, "-o", "json"}, flags...)...)
+	if code == 0 || out != "" {
+		if err := json.Unmarshal([]byte(out), &report); err != nil {
+			t.Fatalf("%v in %s", err, out)
+		}
+	}
+	return code, report, out + stderr
+}
+
+// An operator sees what his files change before a machine boots with them, and which
+// of them an entry came from.
+func TestPlanWithOverrides(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	for name, content := range map[string]string{
+		"10-site.yaml": "router:\n  off: [snmpd.service]\n  sshPort: 3923\n",
+		"20-team.yaml": "router:\n  on: [snmpd.service]\n  onDemand: [containerd.service]\n",
+	} {
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	code, report, out := planIn(t, "router", folder, "--explain")
+	s := report.Services
+	if code != 0 || report.SSHPort != 3923 || !slices.Equal(s.Enable, []string{"snmpd.service"}) || slices.Contains(s.Disable, "snmpd.service") ||
+		slices.Contains(s.Disable, "containerd.service") || !slices.Equal(s.Leave, []string{"containerd.service"}) || !slices.Contains(s.CloudStack, "haproxy") {
+		t.Fatalf("exit code %d\n%s", code, out)
+	}
+	for _, want := range []userdata.Explanation{
+		{Key: "on", Value: "snmpd.service", From: filepath.Join(folder, "20-team.yaml") + " line 2"},
+		{Key: "onDemand", Value: "containerd.service", From: filepath.Join(folder, "20-team.yaml") + " line 3"},
+		{Key: "sshPort", Value: "3923", From: filepath.Join(folder, "10-site.yaml") + " line 3"},
+	} {
+		if !slices.Contains(report.Explain, want) {
+			t.Errorf("%+v is not explained in\n%s", want, out)
+		}
+	}
+	if !slices.ContainsFunc(report.Explain, func(e userdata.Explanation) bool {
+		return e.Key == "off" && strings.Contains(e.Value, "docker.service") && e.From == "role table"
+	}) {
+		t.Errorf("what the table has off is not explained in\n%s", out)
+	}
+	var text strings.Builder
+	report.show(&text)
+	for _, want := range []string{"ssh          port 3923", "enable       snmpd.service", "leave        containerd.service", "not ours     apache2, "} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("no %q in\n%s", want, text.String())
+		}
+	}
+
+	// A minimum counts for every role.
+	if err := os.WriteFile(filepath.Join(folder, "30.yaml"), []byte("router: {minimumDisk: 5}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, report, out = planIn(t, "router", folder)
+	if code != 1 || len(report.Problems) != 1 || report.Problems[0].Code != fault.DiskTooSmall || !strings.Contains(report.Problems[0].Message, "role router needs 5.0 GiB") {
+		t.Errorf("exit code %d\n%s", code, out)
+	}
+}
+
+// All that is wrong with the files is in the plan, and none of them counts.
+func TestPlanWithWrongOverrides(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	for name, content := range map[string]string{"1.yaml": "router:\n  on: [snmpd.service]\n  minimumDisk: -1\n", "2.yaml": "coffee: {}"} {
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	code, report, out := planIn(t, "router", folder)
+	if code != 1 || len(report.Problems) != 2 || len(report.Services.Enable) > 0 {
+		t.Fatalf("exit code %d\n%s", code, out)
+	}
+	want := planProblem{userdata.SeverityError, fault.ConfigInvalid,
+		filepath.Join(folder, "1.yaml") + " line 3: router.minimumDisk is -1; expected a number of GiB from 0, for none, to 1048576", "roles.d", "router.minimumDisk"}
+	if report.Problems[0] != want {
+		t.Errorf("%+v, want %+v", report.Problems[0], want)
+	}
+	if code, _, out := planIn(t, "router", filepath.Join(folder, "none")); code != 1 || !strings.Contains(out, "no such file") {
+		t.Errorf("a folder that is not there: exit code %d, %s", code, out)
+	}
+}
+
+// What is wrong with the userdata is said whatever else is wrong.
+func TestPlanReadsTheUserdataOfAnyRole(t *testing.T) {
+	t.Parallel()
+	broken := []byte("#cloud-config\nwrite_files: [")
+	for bootArgs, want := range map[string]string{
+		"name=a":                 "error userdata-invalid",
+		"name=a type=coffee":     "error userdata-invalid",
+		"name=a type=cksnode":    "error userdata-invalid",
+		"name=a type=sharedfsvm": "warning userdata-unknown",
+	} {
+		report := makePlan(bootArgs, broken)
+		var found []string
+		for _, problem := range report.Problems {
+			if problem.Source == userdataSource {
+				found = append(found, string(problem.Severity)+" "+string(problem.Code))
+			}
+		}
+		if !slices.Equal(found, []string{want}) {
+			t.Errorf("%s: problems of the userdata %q, want %q", bootArgs, found, want)
+		}
+	}
+}
+
+// An etcd node gets the template's disk: the minimum of its role is no news.
+func TestPlanOfAnEtcdNodeHasNoMinimum(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../internal/userdata/testdata/corpus/etcd-4.21/user-data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const args = nodeArgs + " rootdisksize=5"
+	if report := makePlan(args, raw); report.Disk.MinimumBytes != 0 || report.failed() {
+		t.Errorf("etcd node: minimum %d, problems %+v", report.Disk.MinimumBytes, report.Problems)
+	}
+	if report := makePlan(args, nil); report.Disk.MinimumBytes != 8<<30 || !report.failed() {
+		t.Errorf("without userdata: minimum %d, problems %+v", report.Disk.MinimumBytes, report.Problems)
 	}
 }

@@ -30,6 +30,7 @@ type planReport struct {
 	Disk        *planDisk       `json:"disk,omitempty"`
 	Services    *planServices   `json:"services,omitempty"`
 	Owner       roles.Owner     `json:"owner,omitempty"`
+	SSHPort     int             `json:"sshPort,omitempty"`
 	Kubernetes  *planKubernetes `json:"kubernetes,omitempty"`
 	Steps       []planStep      `json:"steps"`
 	Problems    []planProblem   `json:"problems"`
@@ -51,6 +52,10 @@ type planDisk struct {
 type planServices struct {
 	Enable  []string `json:"enable"`
 	Disable []string `json:"disable"`
+	// Leave are units that an override has nodeagent leave alone, CloudStack the
+	// services that CloudStack's own scripts enable and disable.
+	Leave      []string `json:"leave,omitempty"`
+	CloudStack []string `json:"cloudstack,omitempty"`
 }
 
 type planKubernetes struct {
@@ -102,14 +107,16 @@ type planProblem struct {
 	Severity userdata.Severity `json:"severity"`
 	Code     fault.Code        `json:"code"`
 	Message  string            `json:"message"`
-	// Source is boot-args or user-data; Key the boot arg, or the file in the userdata.
+	// Source is boot-args, user-data or roles.d; Key the boot arg, the file in the
+	// userdata, or the key in a file of roles.d.
 	Source string `json:"source"`
 	Key    string `json:"key,omitempty"`
 }
 
 const (
-	bootArgsSource = "boot-args"
-	userdataSource = "user-data"
+	bootArgsSource  = "boot-args"
+	userdataSource  = "user-data"
+	overridesSource = "roles.d"
 )
 
 func (r *planReport) addProblem(source string, p userdata.Problem) {
@@ -117,17 +124,20 @@ func (r *planReport) addProblem(source string, p userdata.Problem) {
 }
 
 func planCommand() *cobra.Command {
-	var bootArgsFile, userdataFile, output string
+	var bootArgsFile, userdataFile, rolesDir, output string
 	var explain bool
 	cmd := &cobra.Command{
 		Use:   "plan --boot-args FILE [--user-data FILE]",
 		Short: "Show what a boot would do with these boot args and userdata",
 		Long: `Show what a boot would do with these boot args and this userdata: role, network,
 disk, services, the Kubernetes node, the steps, and all that is wrong with them.
-With --explain also where each value came from: the boot arg, or the line of the
-userdata. It works anywhere, needs no root and changes nothing. Exit code 1 when
-a problem is an error.`,
+What the files of /etc/nodeagent/roles.d, or of another folder, change in the
+role is in it. With --explain also where each value came from: the boot arg, the
+line of the userdata, the role table or the line of a file that overrides it. It
+works anywhere, needs no root and changes nothing. Exit code 1 when a problem is
+an error.`,
 		Example: `  nodeagent plan --boot-args /var/cache/cloud/cmdline
+  nodeagent plan --boot-args cmdline --roles-dir roles.d --explain
   nodeagent plan --boot-args cmdline --user-data user-data --explain
   nodeagent plan --boot-args cmdline --user-data user-data -o json`,
 		Args: noArgs,
@@ -148,7 +158,11 @@ a problem is an error.`,
 					return err
 				}
 			}
-			report := makePlan(string(bootArgs), raw)
+			overrides, err := readRolesDir(rolesDir, cmd.Flags().Changed("roles-dir"))
+			if err != nil {
+				return err
+			}
+			report := makePlan(string(bootArgs), raw, overrides)
 			if !explain {
 				report.Explain = nil
 			}
@@ -168,6 +182,7 @@ a problem is an error.`,
 	}
 	cmd.Flags().StringVar(&bootArgsFile, "boot-args", "", "`file` with the boot args, as in /var/cache/cloud/cmdline")
 	cmd.Flags().StringVar(&userdataFile, "user-data", "", "`file` with the userdata")
+	cmd.Flags().StringVar(&rolesDir, "roles-dir", roles.OverridesDir, "`folder` with files that override the role table")
 	cmd.Flags().BoolVar(&explain, "explain", false, "say where each value came from")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "`format`: text or json")
 	return cmd
@@ -184,15 +199,40 @@ func readInput(name string, limit int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(file, limit+1))
 }
 
+// overrides are what a folder's files change in the role table, and what is wrong
+// with them.
+type overrides struct {
+	roles.Overrides
+	problems []roles.Problem
+}
+
+// readRolesDir reads a folder of overrides; one that was asked for must be there.
+func readRolesDir(folder string, asked bool) (overrides, error) {
+	if _, err := os.Stat(folder); asked && err != nil {
+		return overrides{}, err
+	}
+	list, problems := roles.ReadOverrides(&host.Host{}, folder)
+	return overrides{list, problems}, nil
+}
+
 // makePlan decides what a boot with these inputs does; raw is nil without
 // userdata.
-func makePlan(bootArgs string, raw []byte) *planReport {
+func makePlan(bootArgs string, raw []byte, over ...overrides) *planReport {
 	report := &planReport{Steps: []planStep{}, Problems: []planProblem{}}
 	n := &node{host: &host.Host{}, update: func(func(*agent.State)) {}, args: userdata.ParseBootArgs(bootArgs)}
 	role, err := roles.Find(n.args.Type())
 	if err != nil {
 		failure := fault.As(err)
 		report.addProblem(bootArgsSource, userdata.Problem{Severity: userdata.SeverityError, Code: failure.Code, Key: "type", Message: failure.Message})
+	}
+	var fromTable []roles.Origin
+	for _, o := range over {
+		for _, problem := range o.problems {
+			report.addProblem(overridesSource, userdata.Problem{Severity: userdata.SeverityError, Code: fault.ConfigInvalid, Key: problem.Key, Message: problem.String()})
+		}
+		if len(o.problems) == 0 && role.Name != "" {
+			fromTable, role = o.Explain(role), o.Apply(role)
+		}
 	}
 	n.role = role
 	for _, problem := range n.args.Problems() {
@@ -207,25 +247,37 @@ func makePlan(bootArgs string, raw []byte) *planReport {
 		report.addProblem(bootArgsSource, problem)
 	}
 	report.Explain = n.args.Explain()
+	for _, origin := range fromTable {
+		report.Explain = append(report.Explain, userdata.Explanation(origin))
+	}
 	report.Hostname = n.args.Name()
 	for _, nic := range n.args.Interfaces() {
 		report.Interfaces = append(report.Interfaces, planInterface(nic))
 	}
 	report.Nameservers = n.args.Nameservers()
-	if role.Name == "" {
-		return report
-	}
-	report.Role, report.Owner = role.Name, role.Owner
-	report.Disk = &planDisk{MinimumBytes: role.MinimumDisk, RequestedBytes: n.args.RootDiskBytes()}
-	if requested := report.Disk.RequestedBytes; requested > 0 && requested < role.MinimumDisk {
-		report.addProblem(bootArgsSource, userdata.Problem{Severity: userdata.SeverityError, Code: fault.DiskTooSmall, Key: "rootdisksize",
-			Message: fmt.Sprintf("rootdisksize allows %s (%d bytes) of the root disk; a Kubernetes node needs %s (%d bytes) at least",
-				gibibytes(requested), requested, gibibytes(role.MinimumDisk), role.MinimumDisk)})
-	}
-	report.Services = &planServices{Enable: nonNil(role.Enabled()), Disable: nonNil(role.Off)}
-	if raw != nil && n.ownsNode() {
+	switch {
+	case raw == nil:
+	case role.Owner == roles.CloudStack:
+		report.addProblem(userdataSource, userdata.Problem{Severity: userdata.SeverityWarning, Code: fault.UserdataUnknown,
+			Message: fmt.Sprintf("nodeagent reads no userdata on role %s: cloud-init or CloudStack's own scripts do", role.Name)})
+	default: // also of an unknown role: all problems at once
 		report.addKubernetes(n, raw)
 	}
+	if role.Name == "" {
+		report.Kubernetes = nil
+		return report
+	}
+	report.Role, report.Owner, report.SSHPort = role.Name, role.Owner, role.SSHPort
+	report.Disk = &planDisk{MinimumBytes: role.MinimumDisk, RequestedBytes: n.args.RootDiskBytes()}
+	if raw != nil && !n.needsDisk() { // an etcd node has the template's size
+		report.Disk.MinimumBytes = 0
+	}
+	if requested, minimum := report.Disk.RequestedBytes, report.Disk.MinimumBytes; requested > 0 && requested < minimum {
+		report.addProblem(bootArgsSource, userdata.Problem{Severity: userdata.SeverityError, Code: fault.DiskTooSmall, Key: "rootdisksize",
+			Message: fmt.Sprintf("rootdisksize allows %s (%d bytes) of the root disk; role %s needs %s (%d bytes) at least",
+				gibibytes(requested), requested, role.Name, gibibytes(minimum), minimum)})
+	}
+	report.Services = &planServices{Enable: nonNil(role.Enabled()), Disable: nonNil(role.Off), Leave: role.Leave, CloudStack: role.Theirs}
 	for _, step := range bootPlan(n) {
 		if step.Applies != nil && !step.Applies() {
 			continue
@@ -319,8 +371,15 @@ func (r *planReport) show(out io.Writer) {
 		}
 	}
 	if r.Services != nil {
+		line("ssh", "port %d", r.SSHPort)
 		line("enable", "%s", strings.Join(r.Services.Enable, ", "))
 		line("disable", "%s", strings.Join(r.Services.Disable, ", "))
+		if len(r.Services.Leave) > 0 {
+			line("leave", "%s", strings.Join(r.Services.Leave, ", "))
+		}
+		if len(r.Services.CloudStack) > 0 {
+			line("not ours", "%s (CloudStack's scripts switch them)", strings.Join(r.Services.CloudStack, ", "))
+		}
 	}
 	if k := r.Kubernetes; k != nil {
 		what := strings.TrimSpace(fmt.Sprintf("%s %s", k.Mode, k.Version))
