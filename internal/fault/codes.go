@@ -65,7 +65,7 @@ func Catalogue() []Entry {
 			"Stop and start the VM from CloudStack; if it stays, the template is used for a VM that is no system VM."},
 		{RoleUnknown, "The boot args name a type= that this nodeagent does not know.",
 			"Use a system VM template that matches the management server's version, or fix the type."},
-		{SSHFailed, "The ssh server could not be started.", "See `journalctl -u ssh`; check /etc/ssh/sshd_config with `sshd -t`."},
+		{SSHFailed, "The ssh server could not be started, or does not let CloudStack's server in.", "See `journalctl -u ssh`; check /etc/ssh/sshd_config with `sshd -t`."},
 		{DiskUnsupported, "The root file system is on a device that cannot be grown.", "Use the partition layout of CloudStack's templates, or grow the root by hand."},
 		{DiskTableInvalid, "The partition table of the root disk is damaged or unknown.", "Inspect it with `sfdisk --verify`; nothing was written."},
 		{DiskBlocked, "Another partition follows the root partition directly.", "Rebuild the template with the root partition last."},

@@ -38,9 +38,9 @@ func Hostname(h *host.Host, name string, address netip.Addr) (changed bool, err 
 	return changed, nil
 }
 
-// hosts edits a hosts(5) file: the name is taken from every other address and
-// given to the node's; localhost is kept or added; all else stays as it is
-// (pain-point C10).
+// hosts edits a hosts(5) file: the name, in whatever case, is taken from every
+// other address and given to the node's; localhost is kept or added; all else stays
+// as it is, also lines that are none (pain-point C10, contract section 11, item 10).
 func hosts(old, name string, address netip.Addr) string {
 	var lines []string
 	var haveName, haveLocalhost bool
@@ -53,10 +53,15 @@ func hosts(old, name string, address netip.Addr) string {
 			continue
 		}
 		ip, err := netip.ParseAddr(fields[0])
-		isNode := err == nil && ip == address
-		names := slices.DeleteFunc(slices.Clone(fields[1:]), func(n string) bool { return n == name && (!isNode || haveName) })
-		haveName = haveName || (isNode && slices.Contains(names, name))
-		haveLocalhost = haveLocalhost || (err == nil && ip == netip.AddrFrom4([4]byte{127, 0, 0, 1}) && slices.Contains(names, "localhost"))
+		if err != nil {
+			lines = append(lines, line)
+			continue
+		}
+		isName := func(n string) bool { return strings.EqualFold(n, name) }
+		isNode := ip == address
+		names := slices.DeleteFunc(slices.Clone(fields[1:]), func(n string) bool { return isName(n) && (!isNode || haveName) })
+		haveName = haveName || isNode && slices.ContainsFunc(names, isName)
+		haveLocalhost = haveLocalhost || ip == netip.AddrFrom4([4]byte{127, 0, 0, 1}) && slices.Contains(names, "localhost")
 		switch {
 		case len(names) == len(fields)-1:
 			lines = append(lines, line)

@@ -31,6 +31,19 @@ func TestHosts(t *testing.T) {
 		{"", debian, debian},
 		{"node-1", "", "127.0.0.1\tlocalhost\n10.1.1.57\tnode-1\n"},
 		{"node-1", "10.1.1.57 node-1 alias\n127.0.0.1 localhost\n", "10.1.1.57 node-1 alias\n127.0.0.1 localhost\n"},
+		// Names are the same in whatever case, and only as whole words.
+		{"node-1", "127.0.0.1 localhost\n127.0.1.1 NODE-1 node-10 my-node-1 node-1.example\n",
+			"127.0.0.1 localhost\n127.0.1.1\tnode-10 my-node-1 node-1.example\n10.1.1.57\tnode-1\n"},
+		{"node-1", "127.0.0.1 localhost\n10.1.1.57\tNode-1", "127.0.0.1 localhost\n10.1.1.57\tNode-1\n"},
+		// The name on the node's address twice, and on IPv6 ones.
+		{"node-1", "127.0.0.1 localhost\n10.1.1.57 node-1\n10.1.1.57 other node-1\n2001:db8::1 node-1 # six\nfe80::1%eth0 node-1 x\n",
+			"127.0.0.1 localhost\n10.1.1.57 node-1\n10.1.1.57\tother\nfe80::1%eth0\tx\n"},
+		{"node-1", "127.0.0.1 localhost\n10.1.1.5 a\n10.1.1.577 node-1\n", "127.0.0.1 localhost\n10.1.1.5 a\n10.1.1.577 node-1\n10.1.1.57\tnode-1\n"},
+		// What CloudStack's own script left: a line without an address (contract 11.10).
+		{"node-1", "127.0.0.1 localhost\n node-1\n\x00\xff\xfe garbage node-1\n\t\n#10.1.1.57 node-1",
+			"127.0.0.1 localhost\n node-1\n\x00\xff\xfe garbage node-1\n\t\n#10.1.1.57 node-1\n10.1.1.57\tnode-1\n"},
+		{"node-1", "127.0.0.1 localhost\r\n10.9.9.9 node-1\r\n", "127.0.0.1 localhost\n10.1.1.57\tnode-1\n"},
+		{"localhost", debian, "127.0.0.1\tlocalhost\n127.0.1.1 systemvm\n::1\tip6-localhost # v6\n10.1.1.57\tlocalhost\n"},
 	} {
 		got := hosts(test.old, test.name, address)
 		if got != test.want {
@@ -167,6 +180,44 @@ func TestApplyConvergesInANamespace(t *testing.T) {
 	}
 	if got := m.Read("/etc/network/interfaces"); strings.Contains(got, "eth1") || !strings.Contains(got, "up ip address replace 10.1.1.57/24 dev eth0\n") {
 		t.Errorf("interfaces:\n%s", got)
+	}
+}
+
+// C11: an address that a DHCP client has left behind does not end with its lease, and
+// nothing in the files of ifupdown starts another client or reads others' files.
+func TestApplyOutlivesALease(t *testing.T) {
+	inNamespace(t)
+	m := hosttest.New(t)
+	m.Write("/etc/network/interfaces", "source /etc/network/interfaces.d/*\nallow-hotplug eth0\niface eth0 inet dhcp\n")
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer"}
+	if err := netlink.LinkAdd(link); err != nil {
+		t.Fatal(err)
+	}
+	leased, err := netlink.ParseAddr("10.1.1.57/24")
+	if err != nil {
+		t.Fatal(err)
+	}
+	leased.ValidLft, leased.PreferedLft = 3600, 3600
+	if err := netlink.AddrAdd(link, leased); err != nil {
+		t.Fatal(err)
+	}
+	nic := Interface{Name: "eth0", Address: netip.MustParsePrefix("10.1.1.57/24"), Gateway: netip.MustParseAddr("10.1.1.1")}
+	network := Network{Interfaces: []Interface{nic}}
+	for i, want := range []bool{true, false} {
+		done, err := Apply(t.Context(), m.Host(), network, t.Logf)
+		if err != nil || slices.Contains(done, "eth0 has 10.1.1.57/24") != want {
+			t.Errorf("run %d changed %q (%v); want the address set: %v", i, done, err, want)
+		}
+	}
+	addresses, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	if err != nil || len(addresses) != 1 || uint32(addresses[0].ValidLft) != forever || uint32(addresses[0].PreferedLft) != forever {
+		t.Errorf("addresses %v, %v; want one for ever", addresses, err)
+	}
+	got := m.Read("/etc/network/interfaces")
+	for _, word := range []string{"dhcp", "source", "allow-hotplug"} {
+		if strings.Contains(got, word) {
+			t.Errorf("interfaces has %q:\n%s", word, got)
+		}
 	}
 }
 

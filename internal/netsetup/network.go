@@ -138,6 +138,9 @@ func linkNames(handle *netlink.Handle) (names []string) {
 	return names
 }
 
+// forever is the kernel's lifetime of an address that does not end.
+const forever = 1<<32 - 1
+
 // configure makes the NIC have its address and, when it has a gateway, the machine
 // exactly one default route. Further addresses stay: on a running node they are
 // somebody's, for instance a load balancer's.
@@ -155,7 +158,8 @@ func configure(handle *netlink.Handle, link netlink.Link, nic Interface) (done [
 	}
 	have := false
 	for _, address := range addresses {
-		if address.IPNet.String() == want.IPNet.String() {
+		// One that a DHCP client has left would end with its lease (pain-point C11).
+		if address.IPNet.String() == want.IPNet.String() && uint32(address.ValidLft) == forever {
 			have = true
 		}
 	}

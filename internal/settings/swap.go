@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package settings makes the host settings of a Kubernetes node that are not its
-// network: swap off for good, kernel modules and sysctls, the ssh server.
 package settings
 
 import (
@@ -9,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"strconv"
 	"strings"
 
 	"nodeagent/internal/fault"
@@ -16,8 +16,9 @@ import (
 )
 
 // SwapOff turns swap off now and for all later boots: what is swapped to, the
-// lines of /etc/fstab, and every swap unit, which also covers the partitions
-// systemd finds by their GPT type (pain-point C38). It returns what it did.
+// lines of /etc/fstab, services that make swap, and every swap unit, which also
+// covers zram-generator's and the partitions systemd finds by their GPT type
+// (pain-point C38). It returns what it did.
 func SwapOff(ctx context.Context, h *host.Host) (done []string, err error) {
 	fail := func(err error) ([]string, error) {
 		return done, fault.Wrap(fault.HostSettingsFailed, err, "cannot turn swap off")
@@ -36,12 +37,21 @@ func SwapOff(ctx context.Context, h *host.Host) (done []string, err error) {
 			done = append(done, fmt.Sprintf("%d swap units masked", len(units)))
 		}
 	}
-	table, err := h.ReadFile("/proc/swaps")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	off, err := turnOff(ctx, h, swapServices()...)
+	done = append(done, off...)
+	if err != nil {
 		return fail(err)
 	}
-	for _, device := range swapDevices(string(table)) {
+	devices, err := swapDevices(h)
+	if err != nil {
+		return fail(err)
+	}
+	for _, device := range devices {
 		if err := h.Kernel.SwapOff(device); err != nil {
+			// A service that is being stopped may have been faster.
+			if now, again := swapDevices(h); again == nil && !slices.Contains(now, device) {
+				continue
+			}
 			return fail(fmt.Errorf("%s: %w", device, err))
 		}
 		done = append(done, device+" off")
@@ -60,14 +70,44 @@ func SwapOff(ctx context.Context, h *host.Host) (done []string, err error) {
 	return done, nil
 }
 
-// swapDevices reads proc_swaps(5). File names in it have blanks as \040.
-func swapDevices(table string) (devices []string) {
+// swapServices make swap of their own, in no fstab and as no unit systemd knows
+// before they run.
+func swapServices() []string {
+	return []string{"zramswap.service", "zram-config.service", "dphys-swapfile.service", "swapspace.service", "systemd-swap.service"}
+}
+
+func swapDevices(h *host.Host) ([]string, error) {
+	table, err := h.ReadFile("/proc/swaps")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return parseSwaps(string(table)), nil
+}
+
+// parseSwaps reads proc_swaps(5): a heading, then a device or file in each line.
+func parseSwaps(table string) (devices []string) {
 	for i, line := range strings.Split(table, "\n") {
 		if fields := strings.Fields(line); i > 0 && len(fields) > 0 {
-			devices = append(devices, strings.ReplaceAll(fields[0], `\040`, " "))
+			devices = append(devices, unescaped(fields[0]))
 		}
 	}
 	return devices
+}
+
+// unescaped undoes the kernel's way to write blanks and the like in names: \040.
+func unescaped(name string) string {
+	var b strings.Builder
+	for i := 0; i < len(name); i++ {
+		if name[i] == '\\' && i+3 < len(name) {
+			if code, err := strconv.ParseUint(name[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(code))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(name[i])
+	}
+	return b.String()
 }
 
 // withoutSwap comments out the swap lines of an fstab(5).
