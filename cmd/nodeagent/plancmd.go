@@ -307,6 +307,7 @@ func (r *planReport) addKubernetes(n *node, raw []byte) {
 		r.addProblem(userdataSource, problem)
 	}
 	r.Explain = append(r.Explain, intent.Explain()...)
+	intent = intent.Shown()
 	r.Kubernetes = &planKubernetes{
 		Mode: intent.Mode, Flavor: intent.Flavor, Version: intent.Version,
 		Endpoint: intent.Endpoint, AdvertiseAddress: intent.AdvertiseAddress, BindPort: intent.BindPort, NodeName: intent.NodeName,

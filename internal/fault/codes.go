@@ -76,7 +76,7 @@ func Catalogue() []Entry {
 		{ServiceFailed, "A systemd unit could not be started or stopped.", "See `systemctl status` of the unit named."},
 		{UnitMissing, "A systemd unit the role wants does not exist on this template.", "Install the package that brings the unit into the template."},
 		{UserdataUnreachable, "No config drive, router or boot arg had this node's userdata.", "Check that the network's virtual router runs and serves userdata and that nothing blocks port 80 to it; in a network with config drives, that the VM has one."},
-		{UserdataInvalid, "The userdata cannot be used.", "Correct what the message names (`nodeagent plan` checks userdata anywhere); a cut-off text means it grew over vm.userdata.max.length."},
+		{UserdataInvalid, "The userdata cannot be used.", "Correct what the message names (`nodeagent plan` checks userdata anywhere); where the message says it was cut off, compare its length with what was sent."},
 		{UserdataUnknown, "The userdata is not one nodeagent understands wholly; it was handed to cloud-init as it is.", "Nothing, if the template was edited on purpose; the reasons are in the message, what cloud-init did in /var/log/cloud-init-output.log."},
 		{CloudInitFailed, "cloud-init reported an error.", "See /var/log/cloud-init-output.log and `cloud-init status --long`."},
 		{ISOMissing, "The Kubernetes binaries ISO was not attached in time.", "Attach the ISO of the cluster's Kubernetes version to the VM; on VMware check that the VM has a free CD drive."},

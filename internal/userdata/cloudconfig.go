@@ -179,7 +179,7 @@ func (c *cloudConfig) bound(node *yaml.Node, depth int, nodes *int) error {
 		for i := 0; i < len(node.Content); i += 2 {
 			key := node.Content[i].Value
 			if seen[key] {
-				c.strange = append(c.strange, fmt.Sprintf("line %d repeats the key %s", node.Content[i].Line, quote(key)))
+				c.strange = append(c.strange, fmt.Sprintf("line %d repeats %s", node.Content[i].Line, keyName(key)))
 			}
 			seen[key] = true
 		}

@@ -143,11 +143,11 @@ func (p *parser) kubeadm(call kubeadmCall) {
 		}
 	}
 	p.problems = append(p.problems, readKubeadm(p.intent, call)...)
-	for _, arg := range call.args {
-		if strings.Contains(arg, "$") {
-			p.hand("the kubeadm line in line %d depends on a variable", call.line)
-			break
-		}
+	if call.depends {
+		p.hand("the kubeadm line in line %d depends on a variable", call.line)
+	}
+	if versionLabel().MatchString(p.intent.Version) {
+		p.hand("it leaves the version to a label (%s), which kubeadm looks up on the internet", quote(p.intent.Version))
 	}
 }
 
@@ -167,14 +167,15 @@ func (p *parser) iso(s *shellScript, from source) {
 		case "wget":
 			for _, argv := range s.variants(c.words) {
 				for _, arg := range argv[1:] {
-					if host, ok := strings.CutSuffix(arg, "/cks-iso"); ok && p.intent.VRISO == "" {
-						p.intent.VRISO = strings.TrimPrefix(host, "http://")
+					host, ok := strings.CutSuffix(arg, "/cks-iso")
+					if host = strings.TrimPrefix(host, "http://"); ok && p.intent.VRISO == "" && isHost(host) {
+						p.intent.VRISO = host
 						p.intent.set("vrISO", from.line(c.line, "wget"))
 					}
 				}
 			}
-			if p.intent.VRISO == "" || !isHost(p.intent.VRISO) {
-				p.hand("%s line %d downloads from %s; the address of a virtual router was expected", path.Base(setupScript), c.line, quote(p.intent.VRISO))
+			if p.intent.VRISO == "" {
+				p.hand("%s line %d downloads from a place that is not the address of a virtual router", path.Base(setupScript), c.line)
 			}
 		case "curl":
 			if slices.ContainsFunc(c.words, func(word string) bool { return strings.HasSuffix(word, ":6443/version") }) {
@@ -242,20 +243,17 @@ func firstNumber(values []string, most int) int {
 // addOns compares what the deploy script applies with what nodeagent would: the
 // network may come from elsewhere, all the rest is the same for every cluster.
 func (p *parser) addOns(s *shellScript, from source) {
-	network, dashboard, bindings, doubt := 0, false, false, false
+	network, doubt := 0, false
+	made := map[string]bool{} // by the name of the manifest or binding
 	for _, c := range s.commands {
 		if len(c.words) == 0 || path.Base(c.words[0]) != "kubectl" || s.unreachable(c) {
 			continue
 		}
 		for _, argv := range s.variants(c.words) {
 			for _, arg := range argv[1:] {
-				switch path.Base(arg) {
-				case "network.yaml":
+				made[path.Base(arg)] = true
+				if path.Base(arg) == "network.yaml" {
 					network, doubt = c.line, doubt || s.chooses(c)
-				case "dashboard.yaml", "headlamp.yaml":
-					dashboard = true
-				case "cluster-admin-binding":
-					bindings = true
 				}
 			}
 		}
@@ -272,11 +270,18 @@ func (p *parser) addOns(s *shellScript, from source) {
 	if doubt {
 		p.hand("%s does not say plainly whether the network plugin comes from the ISO", deployScript)
 	}
-	if !dashboard {
+	if !made["dashboard.yaml"] && !made["headlamp.yaml"] {
 		p.hand("%s applies neither dashboard.yaml nor headlamp.yaml, which nodeagent would", deployScript)
 	}
-	if !bindings {
-		p.hand("%s does not make the role binding cluster-admin-binding, which nodeagent would", deployScript)
+	bindings := []string{"admin-binding", "cluster-admin-binding"}
+	// Scripts that know headlamp make no binding for the dashboard of an older ISO.
+	if made["dashboard.yaml"] && !made["headlamp.yaml"] {
+		bindings = append(bindings, "kubernetes-dashboard-ui")
+	}
+	for _, binding := range bindings {
+		if !made[binding] {
+			p.hand("%s does not make the role binding %s, which nodeagent would", deployScript, binding)
+		}
 	}
 }
 
@@ -388,22 +393,24 @@ type unitSetting struct {
 // comments left out, section headers as settings without a value.
 func unitSettings(content string) []unitSetting {
 	var settings []unitSetting
-	joined, began := "", 0
+	var joined strings.Builder
+	began := 0
 	for i, line := range strings.Split(content, "\n") {
 		line = strings.TrimSpace(line)
-		if joined == "" {
+		if joined.Len() == 0 {
 			if line == "" || line[0] == '#' || line[0] == ';' {
 				continue
 			}
 			began = i + 1
 		}
 		if before, more := strings.CutSuffix(line, `\`); more {
-			joined += before + " "
+			joined.WriteString(before + " ")
 			continue
 		}
-		key, value, _ := strings.Cut(joined+line, "=")
+		joined.WriteString(line)
+		key, value, _ := strings.Cut(joined.String(), "=")
 		settings = append(settings, unitSetting{began, strings.TrimSpace(key), strings.TrimSpace(value)})
-		joined = ""
+		joined.Reset()
 	}
 	return settings
 }
@@ -423,7 +430,7 @@ func (p *parser) units() {
 		file, _ := p.config.find(name)
 		for _, setting := range unitSettings(file.content) {
 			if !unitLine().MatchString(setting.key + "=" + setting.value) {
-				p.hand("%s has a setting of its own (%s)", path.Base(name), quote(setting.key))
+				p.hand("%s line %d has a setting of its own%s", path.Base(name), setting.line, inBrackets(settingName(setting)))
 			}
 		}
 	}
@@ -450,7 +457,9 @@ func (p *parser) runcmd() {
 			p.hand("runcmd entry %d writes containerd's configuration", i+1)
 			continue
 		}
-		known := entry.only(func(c shellCommand) bool { return startsScript(entry.script, c) != "" || harmless(entry.script, c) })
+		known := entry.only(func(c shellCommand) bool {
+			return startsScript(entry.script, c) != "" && always(entry.script, c) || harmless(entry.script, c)
+		})
 		if entry.script.open != "" && !(setup && deploy) && i == len(p.config.runcmd)-1 {
 			p.cut("runcmd", "runcmd entry %d ends in the middle: %s is not closed", i+1, strconv.Quote(entry.script.open))
 		}
@@ -466,9 +475,13 @@ func (p *parser) runcmd() {
 		}
 		for _, c := range entry.script.commands {
 			starts := startsScript(entry.script, c)
+			if starts != "" && !always(entry.script, c) && !(setup && deploy) {
+				otherwise = true
+				p.hand("runcmd entry %d starts %s under a condition", i+1, starts)
+			}
 			setup, deploy = setup || starts == setupScript, deploy || starts == deployScript
 			if starts == "" && !(setup && deploy) && !harmless(entry.script, c) {
-				p.hand("runcmd entry %d (%s) comes before the node is made and may prepare something for it", i+1, describe(entry.script, c))
+				p.hand("runcmd entry %d%s comes before the node is made and may prepare something for it", i+1, inBrackets(programName(c)))
 			}
 		}
 	}
@@ -513,9 +526,41 @@ func startsScript(s *shellScript, c shellCommand) string {
 	return ""
 }
 
-// harmless says that a command of runcmd prepares nothing.
+// always says that a command of runcmd runs in any case, or after what starts one of
+// the scripts.
+func always(s *shellScript, c shellCommand) bool {
+	if c.nest > 0 || c.depth > 0 || c.joint == "|" || c.joint == "||" {
+		return false
+	}
+	g := c.guard
+	return g == nil || g.want && g.parent == nil && g.to > g.from &&
+		!slices.ContainsFunc(s.commands[g.from:g.to], func(before shellCommand) bool {
+			return before.negated || before.joint == "||" || before.joint == "|" || startsScript(s, before) == ""
+		})
+}
+
+// harmless says that a command of runcmd prepares nothing, and keeps nothing waiting but
+// for what the scripts wait for.
 func harmless(s *shellScript, c shellCommand) bool {
-	return knows(s, c, preparations(), nil)
+	return knows(s, c, preparations(), nil) && (len(c.words) == 0 || path.Base(c.words[0]) != "sleep" || awaits(s, c.loop))
+}
+
+// awaits says that a loop of runcmd does nothing but look for a file, and sleep.
+func awaits(s *shellScript, loop int) bool {
+	looks := false
+	for _, c := range s.commands {
+		if loop == 0 || c.loop != loop || len(c.words) == 0 {
+			continue
+		}
+		switch c.words[0] {
+		case "[", "test":
+			looks = true
+		case "sleep", "echo", ":":
+		default:
+			return false
+		}
+	}
+	return looks
 }
 
 // watched are the places that nodeagent's own work reads or writes before
@@ -540,7 +585,7 @@ func modules() []string {
 func (p *parser) surroundings() {
 	for _, key := range p.config.keysOf() {
 		if !slices.Contains(modules(), key) {
-			p.hand("it has the key %s, which may prepare something for the node", quote(key))
+			p.hand("it has %s, which may prepare something for the node", keyName(key))
 		}
 	}
 	for _, file := range p.config.files {
@@ -580,11 +625,21 @@ var (
 // script keeps its placeholders where the cluster has none.
 func (p *parser) registry() {
 	file, ok := p.config.find(containerdScript)
-	if !ok {
-		p.cut(containerdScript, "runcmd runs %s, which it does not have", containerdScript)
+	switch {
+	case !ok && p.lostRegistry:
+		p.hand("%s is in a block of its template that cloud-init leaves out, having no variable registry, though runcmd runs it: "+
+			"the node gets no private registry", containerdScript)
+		return
+	case !ok: // the command fails, and cloud-init goes on
+		p.hand("runcmd runs %s, which it does not have: the node gets no private registry", containerdScript)
 		return
 	}
-	for _, reason := range strangers(path.Base(containerdScript), p.script(file), registryCommands()) {
+	script := readShell(file.content)
+	reasons := strangers(path.Base(containerdScript), script, registryCommands())
+	if script.open != "" && len(reasons) == 0 { // runcmd stands behind it, so the text was not cut off there
+		reasons = append(reasons, path.Base(containerdScript)+stranger(path.Base(containerdScript), shellCommand{}))
+	}
+	for _, reason := range reasons {
 		p.hand("%s", reason)
 	}
 	if strings.Contains(file.content, "{{") {

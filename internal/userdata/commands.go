@@ -19,7 +19,8 @@ import (
 // rule knows calls of one program.
 type rule struct {
 	each  *regexp.Regexp // every argument matches, or
-	whole *regexp.Regexp // all arguments, joined by single blanks, match
+	whole *regexp.Regexp // all arguments, joined by single blanks, match, or
+	is    func(s *shellScript, args []string) bool
 }
 
 func each(pattern string) rule  { return rule{each: regexp.MustCompile(`^(?:` + pattern + `)$`)} }
@@ -40,13 +41,14 @@ const (
 
 // shellCommands change nothing by themselves.
 var shellCommands = sync.OnceValue(func() map[string]rule {
-	anything := whole(`.*`)
+	anything, asks := whole(`.*`), tests(askedByScripts)
 	return map[string]rule{
-		"[": anything, "[[": anything, "((": anything, "test": anything, "for": anything,
+		"[": asks, "[[": asks, "test": asks, "((": anything, "for": anything,
 		"true": anything, "false": anything, ":": anything, "break": anything, "continue": anything,
-		"return": anything, "exit": anything, "set": anything, "read": anything, "sleep": anything,
+		"return": anything, "exit": anything, "set": whole(`(?:[-+][eux]+|[-+][eux]*o pipefail)(?: (?:[-+][eux]+|[-+][eux]*o pipefail))*`), "read": anything, "sleep": anything,
 		"echo": anything, "printf": anything, "id": anything, "wait": whole(``),
-		"grep": anything, "tail": anything, "head": anything, "base64": anything, "tr": anything, "wc": anything,
+		"grep": whole(`(?:-\w+ )*[^ /]+`), // of what is piped to it
+		"tail": anything, "head": anything, "base64": anything, "tr": anything, "wc": anything,
 		"sort": each(`-[rnuV]+`), // -o would write
 	}
 })
@@ -110,12 +112,16 @@ var etcdCommands = sync.OnceValue(func() map[string]rule {
 })
 
 // preparations are the commands that CloudStack's runcmd has before the scripts, as
-// far as they are not about containerd, and others that cannot matter to the node.
+// far as they are not about containerd, and others that cannot matter to the node. All
+// of runcmd is one script: what ends it, or waits, is none of them.
 var preparations = sync.OnceValue(func() map[string]rule {
-	return with(map[string]rule{
+	anything, asks := whole(`.*`), tests(askedByRuncmd)
+	return map[string]rule{
 		"chown":     each(`-R|cloud:cloud|/home/cloud(?:/\.ssh)?/?`),
 		"systemctl": whole(`daemon-reload`),
-	})
+		"[":         asks, "test": asks, "sleep": whole(`\d{1,2}s?`), // while awaiting a file
+		"true": anything, "false": anything, ":": anything, "echo": anything, "printf": anything, "id": anything, "wait": whole(``),
+	}
 })
 
 // ownFiles are the files those scripts write by redirection, with the commands
@@ -165,7 +171,7 @@ var binDirs = pattern(`^(?:/opt/bin|/usr/bin|/bin|/sbin|/usr/sbin)$`)
 // knows says whether every way a command can run is one of the rules'.
 func knows(s *shellScript, c shellCommand, programs, files map[string]rule) bool {
 	for _, argv := range s.variants(c.words) {
-		if !knowsArgv(s, argv, c.writes, programs, files) {
+		if !knowsArgv(s, c.split(argv), c.writes, programs, files) {
 			return false
 		}
 	}
@@ -194,7 +200,7 @@ func knowsArgv(s *shellScript, argv, writes []string, programs, files map[string
 		if !allOwnVariables(argv[1:]) {
 			return false
 		}
-	case !ok, known.whole != nil && !known.whole.MatchString(args):
+	case !ok, known.is != nil && !known.is(s, argv[1:]), known.whole != nil && !known.whole.MatchString(args):
 		return false
 	case known.each != nil && slices.ContainsFunc(argv[1:], func(arg string) bool { return !known.each.MatchString(arg) }):
 		return false
@@ -226,15 +232,25 @@ func strangers(name string, s *shellScript, programs map[string]rule) []string {
 		files = containerdFiles()
 	}
 	var found []string
-	for _, c := range s.commands {
-		if s.unreachable(c) || knows(s, c, programs, files) {
+	for i, c := range s.commands {
+		if s.unreachable(c) {
+			continue
+		}
+		if knows(s, c, programs, files) {
+			if what := s.misplaced(i); what != "" {
+				found = append(found, fmt.Sprintf("%s line %d%s", name, c.line, what))
+			}
+			continue
+		}
+		if len(c.words) > 0 && slices.Contains([]string{"[", "[[", "test"}, c.words[0]) {
+			found = append(found, fmt.Sprintf("%s line %d: its condition is not one of CloudStack's", name, c.line))
 			continue
 		}
 		if slices.ContainsFunc(c.words, func(word string) bool { return strings.Contains(word, "{{") }) {
 			found = append(found, fmt.Sprintf("%s line %d holds a placeholder that CloudStack has not filled in", name, c.line))
 			continue
 		}
-		found = append(found, fmt.Sprintf("%s line %d: the command %s is not one of CloudStack's", name, c.line, describe(s, c)))
+		found = append(found, fmt.Sprintf("%s line %d%s", name, c.line, stranger(name, c)))
 	}
 	if s.beyond != "" {
 		found = append(found, fmt.Sprintf("%s: the script uses %s", name, s.beyond))
@@ -242,12 +258,14 @@ func strangers(name string, s *shellScript, programs map[string]rule) []string {
 	return found
 }
 
-// describe names a command without its arguments, which may be secret.
-func describe(s *shellScript, c shellCommand) string {
-	for _, word := range c.words {
-		if word != "sudo" && !assignment().MatchString(word) {
-			return quote(s.partly(word))
-		}
+// stranger says that a command is not known. What stands in setup-containerd is the
+// registry's password: a quote in it makes commands of its rest.
+func stranger(script string, c shellCommand) string {
+	if script == path.Base(containerdScript) {
+		return " is not as CloudStack writes it; a quote, a semicolon or a $ in the registry's user name or password may be the cause"
 	}
-	return `"="`
+	if name := programName(c); name != "" {
+		return ": the command " + quote(name) + " is not one of CloudStack's"
+	}
+	return " runs a command that is not one of CloudStack's"
 }

@@ -3,6 +3,7 @@
 package userdata
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,7 +36,7 @@ func (i Intent) Explain() []Explanation {
 	e.truth("uploadCerts", i.UploadCerts)
 	e.add("ignorePreflight", strings.Join(i.IgnorePreflight, ", "))
 	e.add("criSocket", i.CRISocket)
-	e.add("flags", i.Flags.String())
+	e.put("flags", i.Flags.String())
 	e.add("kubeadmConfig", i.KubeadmConfig)
 	e.add("externalEtcd", strings.Join(i.ExternalEtcd, ", "))
 	if i.Etcd != nil {
@@ -53,6 +54,46 @@ func (i Intent) Explain() []Explanation {
 	e.add("vrISO", i.VRISO)
 	e.number("sshKeys", i.SSHKeys)
 	return e.list
+}
+
+// Shown is the intent as it may be printed: what stands in a field for something else
+// and looks like a secret is struck out of it.
+func (i Intent) Shown() Intent {
+	lists := []*[]string{&i.CertSANs, &i.IgnorePreflight, &i.ExternalEtcd, &i.HandoverReasons}
+	texts := []*string{&i.Version, &i.Endpoint, &i.AdvertiseAddress, &i.NodeName, &i.TokenTTL, &i.Discovery.File, &i.CRISocket, &i.KubeadmConfig, &i.VRISO}
+	if i.Flags != nil {
+		i.Flags = i.Flags.shown()
+	}
+	if i.Etcd != nil {
+		etcd := *i.Etcd
+		if etcd.Flags != nil {
+			etcd.Flags = etcd.Flags.shown()
+		}
+		texts = append(texts, &etcd.Name, &etcd.Address, &etcd.InitialCluster, &etcd.State, &etcd.Token)
+		i.Etcd = &etcd
+	}
+	if i.Registry != nil {
+		registry := *i.Registry
+		texts = append(texts, &registry.Host, &registry.URL, &registry.Username)
+		i.Registry = &registry
+	}
+	hashes := slices.Clone(i.Discovery.CAHashes) // public, if they are
+	for at, hash := range hashes {
+		if !hashForm().MatchString(hash) {
+			hashes[at] = withoutSecrets(hash)
+		}
+	}
+	i.Discovery.CAHashes = hashes
+	for _, text := range texts {
+		*text = withoutSecrets(*text)
+	}
+	for _, list := range lists {
+		*list = slices.Clone(*list)
+		for at := range *list {
+			(*list)[at] = withoutSecrets((*list)[at])
+		}
+	}
+	return i
 }
 
 // String says how the cluster is known to be the right one.
@@ -73,15 +114,18 @@ type explainer struct {
 	list    []Explanation
 }
 
-func (e *explainer) add(key, value string) {
-	if value == "" {
+func (e *explainer) add(key, value string) { e.put(key, withoutSecrets(value)) }
+
+// put takes a value that holds no secret.
+func (e *explainer) put(key, shown string) {
+	if shown == "" {
 		return
 	}
 	from := e.origins[key]
 	if from == "" {
 		from = "default"
 	}
-	e.list = append(e.list, Explanation{key, withoutSecrets(value), from})
+	e.list = append(e.list, Explanation{key, shown, from})
 }
 
 func (e *explainer) hidden(key string, value secret.Text) { e.add(key, value.String()) }

@@ -48,6 +48,7 @@ type part struct {
 	origin    string // for people: "MIME part 2 (gzip, base64)", "" for plain userdata
 	text      []byte // as cloud-init would see it: templates rendered; a cloud-config has LF line ends and no byte order mark
 	mergeType string // MIME header (X-)Merge-Type, "" for none
+	template  []byte // what text was rendered from, nil for no template
 	strange   string // why only cloud-init can take it, "" where it is understood
 	mediaType string // MIME type as cloud-init determines it, "" for the kind's own
 }
@@ -366,7 +367,7 @@ func (u *unwrapper) template(p *part, label string) {
 	if missing {
 		u.warn(label, "its jinja template uses the variable registry, which cloud-init does not have: %sregistry stands in its place", missingVariable)
 	}
-	p.kind, p.mediaType, p.text = handledType(found), found, []byte(rendered)
+	p.kind, p.mediaType, p.template, p.text = handledType(found), found, p.text, []byte(rendered)
 }
 
 // archive adds the entries of a cloud-config-archive, a YAML list of texts or of

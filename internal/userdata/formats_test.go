@@ -358,8 +358,7 @@ func TestUnwrapOrigin(t *testing.T) {
 	}
 }
 
-// Contract 7.3: userdata over vm.userdata.max.length arrives cut off; anchors 5.6: all
-// that is unpacked is bounded.
+// A text may arrive cut off; anchors 5.6: all that is unpacked is bounded.
 func TestUnwrapDamaged(t *testing.T) {
 	t.Parallel()
 	config := "#cloud-config\ntoken: " + secretHeld + "\n"

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"nodeagent/internal/fault"
 	"nodeagent/internal/secret"
@@ -112,23 +113,27 @@ type Registry struct {
 // Words are words of a command line, printed without those that look secret.
 type Words []string
 
-var secretFlag = pattern(`(?i)token|password|secret|credential|key$`)
+var secretFlag = pattern(`(?i)token|pass|pwd|secret|credential|key$`)
 
 func (w Words) shown() []string {
 	shown := make([]string, len(w))
-	hide := false
+	hide := false // the word before is a flag whose value is secret
 	for i, word := range w {
-		name, _, given := strings.Cut(word, "=")
-		flag := strings.HasPrefix(word, "-")
+		head, rest := word, ""
+		if at := strings.IndexFunc(word, unicode.IsSpace); at >= 0 { // of several words in one only the first is known for what it is
+			head, rest = word[:at], " "+secret.Redacted
+		}
+		name, _, given := strings.Cut(head, "=")
+		secretive := strings.HasPrefix(word, "-") && secretFlag().MatchString(name)
 		switch {
-		case hide && !flag:
+		case hide:
 			shown[i] = secret.Redacted
-		case flag && given && secretFlag().MatchString(name):
+		case secretive && given:
 			shown[i] = name + "=" + secret.Redacted
 		default:
-			shown[i] = withoutSecrets(word)
+			shown[i] = withoutSecrets(head) + rest
 		}
-		hide = flag && !given && secretFlag().MatchString(name)
+		hide = secretive && !given && rest == ""
 	}
 	return shown
 }
@@ -148,7 +153,7 @@ func (w Words) MarshalJSON() ([]byte, error) { return json.Marshal(w.shown()) }
 // severity error. Nothing Parse says holds a secret.
 func Parse(raw []byte) (Intent, []Problem) {
 	intent := Intent{Mode: ModeNone, Handover: HandoverCloudInit, Origins: map[string]string{}}
-	p := parser{intent: &intent, size: len(raw)}
+	p := parser{intent: &intent}
 	parts := p.parse(raw)
 	if len(p.reasons) == 0 && intent.Mode == ModeInit && Err(p.problems) == nil {
 		if _, err := seedOf(parts, intent.Flavor); err != nil {
@@ -166,13 +171,14 @@ func Parse(raw []byte) (Intent, []Problem) {
 }
 
 type parser struct {
-	intent   *Intent
-	size     int
-	config   *cloudConfig
-	merged   bool // config is made of several
-	cutTold  bool
-	reasons  []string
-	problems []Problem
+	intent       *Intent
+	config       *cloudConfig
+	merged       bool   // config is made of several
+	ending       string // where its text ends
+	cutTold      bool
+	lostRegistry bool // a template has setup-containerd, what it renders to may not
+	reasons      []string
+	problems     []Problem
 }
 
 // maxReasons keeps a hostile text from filling the state file.
@@ -191,24 +197,6 @@ func (p *parser) hand(format string, args ...any) {
 
 func (p *parser) invalid(key, format string, args ...any) {
 	p.problems = append(p.problems, invalid(key, format, args...))
-}
-
-// cut reports what a text lacks that its beginning promised. Where the text itself
-// is of a kind that is not read wholly, something missing says nothing.
-func (p *parser) cut(key, format string, args ...any) {
-	if p.config != nil && len(p.config.strange) > 0 {
-		return
-	}
-	message := fmt.Sprintf(format, args...)
-	switch {
-	case p.cutTold:
-	case p.merged:
-		message += "; of its cloud-configs, cloud-init lets a key of a later one replace the same key of an earlier one"
-	default:
-		message += fmt.Sprintf("; the text is %d bytes long: if that is all of it, it was cut off, as happens when it grows over the setting vm.userdata.max.length", p.size)
-	}
-	p.cutTold = true
-	p.invalid(key, "%s", message)
 }
 
 // parse finds out whose userdata it is and has it read.
@@ -271,19 +259,21 @@ func (p *parser) readConfigs(raw []byte, parts, configs []part) {
 	if i := slices.IndexFunc(configs, func(config part) bool { return config.strange != "" }); i >= 0 {
 		strange = configs[i].strange
 	}
+	p.loseRegistry(configs)
 	if strange == "" {
+		from := filesOf(configs)
+		origin, label, text := from.origin, from.origin, from.text
+		if origin == "" || origin == "(jinja)" { // not wrapped
+			origin, label, text = "user-data", "the text", raw
+		}
+		p.ending, p.merged = endingOf(label, text), len(configs) > 1
 		config, err := readCloudConfig(merged)
 		if err != nil {
-			p.cut("", "%v", err)
+			p.unreadable(err, merged)
 			return
 		}
-		p.config, p.merged = config, len(configs) > 1
-		switch from := filesOf(configs); {
-		case from.origin == "" || from.origin == "(jinja)": // not wrapped
-			p.config.tell("user-data", raw, merged)
-		default:
-			p.config.tell(from.origin, from.text, merged)
-		}
+		p.config = config
+		p.config.tell(origin, text, merged)
 		p.intent.SSHKeys = p.config.keys
 		p.intent.set("sshKeys", p.config.origin+" (ssh_authorized_keys)")
 		for _, reason := range p.config.strange {

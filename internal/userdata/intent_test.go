@@ -123,7 +123,7 @@ func TestParseHandsOver(t *testing.T) {
 	writes := func(path string) string {
 		return edit(t, control, "write_files:\n", "write_files:\n  - path: "+path+"\n    content: x\n")
 	}
-	const setup, deploy = "setup-kube-system line 67: the command ", "deploy-kube-system line 28: the command "
+	const setup, deploy = "setup-kube-system line 67: the command ", "deploy-kube-system line 30: the command "
 	for _, test := range []struct{ name, document, reason string }{
 		{"unknown program", inSetup("apt-get install -y nfs-common"), setup + `"apt-get"`},
 		{"unknown manifest", inDeploy("/opt/bin/kubectl apply -f https://example.com/x.yaml"), deploy + `"/opt/bin/kubectl"`},
@@ -141,7 +141,7 @@ func TestParseHandsOver(t *testing.T) {
 		{"in a function", inDeploy("mine() { reboot; }; mine"), deploy + `"reboot"`},
 		{"in a branch that may be taken", inDeploy("if [ -f /x ]; then reboot; fi"), deploy + `"reboot"`},
 		{"in a branch that depends on the environment", inDeploy(`if [ "$MINE" = yes ]; then reboot; fi`), deploy + `"reboot"`},
-		{"a program in a variable", inDeploy("$PROGRAM x"), deploy + `"$PROGRAM"`},
+		{"a program in a variable", inDeploy("$PROGRAM x"), "deploy-kube-system line 30 runs a command"},
 		{"with an environment", inDeploy("HTTPS_PROXY=http://p /opt/bin/kubectl version"), deploy + `"/opt/bin/kubectl"`},
 		{"here-document", inDeploy("cat <<END"), "a here-document"},
 		{"case", inDeploy("case $x in a) reboot;; esac"), `"case"`},
@@ -244,8 +244,8 @@ func TestParseRegistry(t *testing.T) {
 	}
 }
 
-// Contract 7.3: userdata over vm.userdata.max.length arrives cut off. Wherever the
-// cut is, the node must say so or hand over, never be half made.
+// A text may arrive without its end. Wherever the cut is, the node must say so or hand
+// over, never be half made.
 func TestParseCutOff(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"control-small", "control-4.22-cni-appended"} {

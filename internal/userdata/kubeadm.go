@@ -25,6 +25,9 @@ type kubeadmCall struct {
 	verb   string   // init or join
 	args   []string // what follows the verb
 	config string   // value of --config
+	// depends says that the shell makes other words of the line, by what a variable or a
+	// folder holds.
+	depends bool
 }
 
 // kubeadmCalls finds the calls a script can make, also behind other words ("timeout
@@ -35,17 +38,35 @@ func kubeadmCalls(s *shellScript, from source) []kubeadmCall {
 		if s.unreachable(c) {
 			continue
 		}
-		words := s.variants(c.words)[0]
+		words, depends := s.splitWords(c)
 		at := slices.IndexFunc(words, func(word string) bool { return path.Base(word) == "kubeadm" })
 		if at < 0 || at+1 >= len(words) || words[0] == "echo" || words[0] == "[" || words[0] == "[[" {
 			continue
 		}
 		if verb := words[at+1]; verb == "init" || verb == "join" {
-			calls = append(calls, newKubeadmCall(from, c.line, verb, words[at+2:]))
+			call := newKubeadmCall(from, c.line, verb, words[at+2:])
+			call.depends = depends || slices.ContainsFunc(call.args, unresolved)
+			calls = append(calls, call)
 		}
 	}
 	return calls
 }
+
+// splitWords returns the words of a command; unsure says that the shell may make others
+// of them.
+func (s *shellScript) splitWords(c shellCommand) (words []string, unsure bool) {
+	variants := s.variants(c.words)
+	_, separated := s.vars["IFS"]
+	unsure = len(variants) > 1 || separated && len(c.bare) > 0
+	for _, i := range c.bare {
+		// Blanks outside of the expansion are quoted, and do not split.
+		unsure = unsure || strings.ContainsAny(variants[0][i], "*?[") || strings.ContainsAny(expansion().ReplaceAllString(c.words[i], ""), " \t\n")
+	}
+	return c.split(variants[0]), unsure
+}
+
+// unresolved says that only the running script knows what a word is.
+func unresolved(word string) bool { return strings.Contains(word, "$") }
 
 func newKubeadmCall(from source, line int, verb string, args []string) kubeadmCall {
 	call := kubeadmCall{from: from, line: line, verb: verb, args: args}
@@ -98,14 +119,20 @@ func readKubeadm(intent *Intent, call kubeadmCall) []Problem {
 		}
 		key := intent.flag(name, value, !given || value == "true")
 		if key == "" {
-			key = "flags"
+			if key = "flags"; !flagName().MatchString(name) {
+				name = ""
+			}
+			name = withoutSecrets(name)
 			intent.Flags = append(intent.Flags, args[:taken]...)
 		}
-		intent.set(key, line(withoutSecrets(name)))
+		intent.set(key, line(name))
 		args = args[taken:]
 	}
 	return checkKubeadm(intent, call)
 }
+
+// flagName is a flag that its origin can name: several words in one are not.
+var flagName = pattern(`^(?:--[a-z][a-z0-9-]*|-[a-z])$`)
 
 // flag takes a flag of kubeadm that has a field, and returns the field's key.
 func (i *Intent) flag(name, value string, on bool) (key string) {
@@ -209,7 +236,9 @@ func (i Intent) KubeadmFlags() []string {
 var (
 	tokenForm   = pattern(`^[a-z0-9]{6}\.[a-z0-9]{16}$`) // kubeadm's own
 	versionForm = pattern(`^v?[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.+-]+)?$`)
-	hashForm    = pattern(`^sha256:[0-9a-fA-F]{64}$`)
+	// versionLabel names a version that kubeadm looks up on the internet.
+	versionLabel = pattern(`^(?:(?:release|ci)/[-.\w+]+|(?:k8s-)?(?:latest|stable)(?:-[0-9]+(?:\.[0-9]+)?)?)$`)
+	hashForm     = pattern(`^sha256:[0-9a-fA-F]{64}$`)
 )
 
 // checkKubeadm says what kubeadm would refuse, before anything is installed.
@@ -217,8 +246,24 @@ func checkKubeadm(intent *Intent, call kubeadmCall) []Problem {
 	if slices.ContainsFunc(call.args, func(arg string) bool { return strings.Contains(arg, "{{") }) {
 		return []Problem{invalid(call.from.file, "the kubeadm %s line: it holds a placeholder that CloudStack has not filled in", call.verb)}
 	}
+	// What only the running script knows is kubeadm's to judge, and so is a label.
+	known := *intent
+	for _, field := range []*string{&known.Version, &known.Endpoint, &known.AdvertiseAddress, &known.NodeName} {
+		if unresolved(*field) {
+			*field = ""
+		}
+	}
+	for _, field := range []*secret.Text{&known.Token, &known.CertificateKey} {
+		if unresolved(field.Reveal()) {
+			*field = secret.Text{}
+		}
+	}
+	known.Discovery.CAHashes = slices.DeleteFunc(slices.Clone(known.Discovery.CAHashes), unresolved)
+	if versionLabel().MatchString(known.Version) {
+		known.Version = ""
+	}
 	var problems []Problem
-	for _, p := range checkIntent(intent, call.config != "") {
+	for _, p := range checkIntent(&known, call.config != "" || call.depends) {
 		problems = append(problems, invalid(call.from.file, "the kubeadm %s line: %s %s", call.verb, p.flag, p.message))
 	}
 	return problems

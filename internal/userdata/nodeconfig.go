@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 
@@ -218,6 +219,10 @@ func (r nativeReader) etcd() {
 func (r nativeReader) flags() {
 	for _, flag := range r.given.Kubernetes.KubeadmFlags {
 		name, _, _ := strings.Cut(flag, "=")
+		if strings.HasPrefix(name, "-") && strings.ContainsFunc(name, unicode.IsSpace) {
+			r.wrong("kubernetes.kubeadmFlags", 0, "has a flag with a blank in its name; a value is an item of its own or follows =")
+			continue
+		}
 		if key := new(Intent).flag(name, "1", true); key != "" {
 			r.wrong("kubernetes.kubeadmFlags", 0, "has %s, which has a key of its own", quote(name))
 		}

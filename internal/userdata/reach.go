@@ -22,6 +22,9 @@ type guard struct {
 	parent      *guard // holds too, or nil
 
 	known, never bool // what unreachable has found out
+	judged, ours bool // what asked has
+	evaluated    bool // what held has
+	outcome      outcome
 }
 
 // outcome is what is known of a condition.
@@ -47,8 +50,11 @@ func both(a, b outcome) outcome {
 
 func either(a, b outcome) outcome { return both(a.not(), b.not()).not() }
 
-// maxCondition bounds the commands of a condition that is looked into.
-const maxCondition = 16
+// A condition of more commands, or one of them of more words, is not looked into.
+const (
+	maxCondition      = 16
+	maxConditionWords = 64
+)
 
 // unreachable says that a command never runs, whatever machine the script is on.
 func (s *shellScript) unreachable(c shellCommand) bool { return s.never(c.guard) }
@@ -67,6 +73,13 @@ func (s *shellScript) never(g *guard) bool {
 
 // held evaluates the commands of a condition.
 func (s *shellScript) held(g *guard) outcome {
+	if !g.evaluated {
+		g.evaluated, g.outcome = true, s.evaluate(g)
+	}
+	return g.outcome
+}
+
+func (s *shellScript) evaluate(g *guard) outcome {
 	if g.to-g.from > maxCondition || g.to <= g.from {
 		return mayBe
 	}
@@ -114,7 +127,7 @@ func (s *shellScript) test(at int) outcome {
 	default:
 		return mayBe
 	}
-	if closing != "]]" && s.splits(at) {
+	if len(words) > maxConditionWords || closing != "]]" && s.splits(at) {
 		return mayBe
 	}
 	return s.expression(words, at)

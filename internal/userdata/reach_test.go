@@ -39,6 +39,8 @@ func reachScripts() []struct{ name, text, want string } {
 		{"a group", "A=1\n[ $A = 2 ] || { mark a; mark b; }\n[ $A = 2 ] && { mark c; }\nmark d", "a b d"},
 		{"a substitution", "A=1\nif [ $A = 2 ]; then x=$(mark a); fi\nx=$(mark b)", "b"},
 		{"true and false", "if false; then mark a; fi\nif true; then mark b; fi\ntrue || mark c", "b"},
+		{"while and until", "while false; do mark a; done\nuntil true; do mark b; done\nwhile true; do mark c; break; done\nuntil false; do mark d; break; done", "c d"},
+		{"a loop of a variable", "A=1\nwhile [ $A = 2 ]; do mark a; break; done\nuntil [ $A = 2 ]; do mark b; break; done", "b"},
 		{"assigned in the loop", "while true; do A=\"\"\nif [ \"$A\" != \"\" ]; then mark a; fi\nbreak; done", ""},
 	}
 }
@@ -97,6 +99,8 @@ func TestUnreachableIsCertain(t *testing.T) {
 		"read":                            "A=1\nread A <<< 2\nif [ $A = 2 ]; then mark a; fi",
 		"printed into":                    "A=1\nprintf -v A 2\nif [ $A = 2 ]; then mark a; fi",
 		"looped":                          "A=1\nfor A in 2 3; do if [ $A = 3 ]; then mark a; fi; done",
+		"assigned in a while":             "A=1\nwhile [ $A != 3 ]; do if [ $A = 2 ]; then mark a; A=3; else A=2; fi; done",
+		"assigned by a loop's condition":  "while A=x; [ $A = x ]; do mark a; break; done",
 		"default":                         "B=${A:=x}\nif [ \"$A\" = x ]; then mark a; fi",
 		"pattern":                         "A=xy\nif [[ $A == x* ]]; then mark a; fi",
 		"regular expression":              "A=xy\nif [[ $A =~ y ]]; then mark a; fi",

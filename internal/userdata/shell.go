@@ -23,7 +23,12 @@ type shellScript struct {
 	// it; the script itself is block 0.
 	blocks    []int
 	functions map[string]bool
-	loops     int
+	// loops holds for each loop the one around it; what stands in none is in loop 0.
+	loops []int
+	// foreign holds the variables that get a value from outside, isoLoops the loops that
+	// look for the ISO; nil until own and waitsForISO ask.
+	foreign  map[string]bool
+	isoLoops map[int]bool
 	// open names what the end of the text leaves unclosed ("if", "quote"), "" when
 	// nothing.
 	open  string
@@ -33,7 +38,8 @@ type shellScript struct {
 }
 
 // shellCommand is one simple command. Expansions stay in the words as
-// expandStart NAME expandEnd; $(...) and the like have an empty name.
+// expandStart NAME expandEnd; arithmetic has the name computed, $(...) and the like
+// an empty one.
 type shellCommand struct {
 	line       int // 1-based
 	words      []string
@@ -52,6 +58,7 @@ type shellCommand struct {
 const (
 	expandStart = "\ue000"
 	expandEnd   = "\ue001"
+	computed    = "(("
 	maxCommands = 5000
 	maxWords    = 20000 // of all commands
 	maxNesting  = 16    // of substitutions
@@ -60,7 +67,7 @@ const (
 
 // readShell reads a script.
 func readShell(text string) *shellScript {
-	s := &shellScript{vars: map[string][]string{}, given: map[string][]int{}, blocks: []int{0}, functions: map[string]bool{}}
+	s := &shellScript{vars: map[string][]string{}, given: map[string][]int{}, blocks: []int{0}, loops: []int{0}, functions: map[string]bool{}}
 	text = strings.NewReplacer("\r\n", "\n", expandStart, "?", expandEnd, "?").Replace(text)
 	reader := &shellReader{script: s, text: text, line: 1}
 	reader.newList()
@@ -83,7 +90,9 @@ type shellReader struct {
 	bare    bool // the word being read has an expansion without quotes
 
 	outer   *guard // of the command this reader's text is substituted into
+	within  int    // the loop around this reader's text
 	block   int
+	body    bool   // what opens next is a function's
 	joint   string // what was read since the last command
 	negated bool
 	chain   int  // the first command of the list that && and || join
@@ -96,7 +105,8 @@ type construct struct {
 	loop   int
 	guard  *guard // of what stands in it now
 	before *guard // of the construct itself
-	from   int    // where the condition of an if or elif begins
+	from   int    // where the condition of an if, elif or loop begins
+	want   string // how a loop's condition goes on: while, until, or "" of a for
 	chain  int    // of the list it is in
 	block  int    // it is in
 }
@@ -218,7 +228,7 @@ func (s *shellScript) forget(arithmetic string) {
 func (r *shellReader) parenthesis() {
 	if rest := strings.TrimLeft(r.text[r.at+1:], " \t"); r.started && len(r.current.words) == 1 && strings.HasPrefix(rest, ")") {
 		r.joint = r.current.joint
-		r.script.functions[r.current.words[0]] = true
+		r.script.functions[r.current.words[0]], r.body = true, true
 		r.current, r.started = shellCommand{}, false
 		r.skip(strings.IndexByte(r.text[r.at:], ')') + 1)
 		return
@@ -253,6 +263,9 @@ func (r *shellReader) open(closes string) *construct {
 		r.unknown("more than %d constructs in each other", maxOpen)
 	}
 	before := r.guardNow()
+	if r.body { // when and whether it is called is not followed
+		before, r.body = r.unknownCondition(before), false
+	}
 	r.opened = append(r.opened, construct{closes: closes, guard: before, before: before, chain: r.chain, block: r.block})
 	r.newBlock(r.block)
 	r.joint, r.negated = "", false
@@ -268,8 +281,11 @@ func (r *shellReader) guardNow() *guard {
 	if n := len(r.opened); n > 0 {
 		g = r.opened[n-1].guard
 	}
-	if r.whole && (r.joint == "&&" || r.joint == "||") {
+	switch joined := r.joint == "&&" || r.joint == "||"; {
+	case joined && r.whole:
 		g = r.condition(r.chain, r.joint == "&&", g)
+	case joined:
+		g = r.unknownCondition(g)
 	}
 	return g
 }
@@ -278,6 +294,11 @@ func (r *shellReader) guardNow() *guard {
 // fail.
 func (r *shellReader) condition(from int, want bool, parent *guard) *guard {
 	return &guard{from: from, to: len(r.script.commands), depth: r.depth, nest: len(r.opened), want: want, parent: parent}
+}
+
+// unknownCondition guards what may run or not.
+func (r *shellReader) unknownCondition(parent *guard) *guard {
+	return r.condition(len(r.script.commands), true, parent)
 }
 
 // word reads a word and puts it where it belongs: the shell's own words open and
@@ -301,9 +322,9 @@ func (r *shellReader) word() {
 	case "if":
 		r.open("fi").from = len(r.script.commands)
 	case "while", "until":
-		r.loop()
+		r.loop(text)
 	case "for":
-		r.loop()
+		r.loop("")
 		r.add(text)
 	case "{":
 		r.open("}")
@@ -312,7 +333,7 @@ func (r *shellReader) word() {
 	case "then", "else", "elif":
 		r.branch(text)
 	case "do":
-		r.newList()
+		r.loopBody()
 	case "!":
 		r.negated = !r.negated
 	case "time":
@@ -323,9 +344,29 @@ func (r *shellReader) word() {
 	}
 }
 
-func (r *shellReader) loop() {
-	r.script.loops++
-	r.open("done").loop = r.script.loops
+func (r *shellReader) loop(want string) {
+	r.script.loops = append(r.script.loops, r.loopNow())
+	c := r.open("done")
+	c.loop, c.want, c.from = len(r.script.loops)-1, want, len(r.script.commands)
+}
+
+// loopNow is the innermost loop around what is read.
+func (r *shellReader) loopNow() int {
+	for _, open := range slices.Backward(r.opened) {
+		if open.loop > 0 {
+			return open.loop
+		}
+	}
+	return r.within
+}
+
+// loopBody goes from the condition of a loop to what it repeats.
+func (r *shellReader) loopBody() {
+	if n := len(r.opened); n > 0 && r.opened[n-1].want != "" {
+		c := &r.opened[n-1]
+		c.guard, c.want = r.condition(c.from, c.want == "while", c.guard), ""
+	}
+	r.newList()
 }
 
 // branch goes from one part of an if to the next.
@@ -381,12 +422,7 @@ func (r *shellReader) add(word string) {
 func (r *shellReader) begin() {
 	c := &r.current
 	c.line, c.joint, c.negated, c.depth, c.nest, c.guard, c.block = r.line, r.joint, r.negated, r.depth, len(r.opened), r.guardNow(), r.block
-	for _, open := range slices.Backward(r.opened) {
-		if open.loop > 0 {
-			c.loop = open.loop
-			break
-		}
-	}
+	c.loop = r.loopNow()
 	r.joint, r.negated = "", false
 }
 
@@ -587,10 +623,10 @@ func (r *shellReader) expansion(b *strings.Builder) {
 		r.skip(end + 1)
 	case strings.HasPrefix(rest, "$(("):
 		r.bracket(rest, 3, "))")
-		mark("")
+		mark(computed)
 	case strings.HasPrefix(rest, "$["):
 		r.bracket(rest, 2, "]")
-		mark("")
+		mark(computed)
 	case strings.HasPrefix(rest, "${"):
 		r.bracket(rest, 2, "}")
 		mark("")
@@ -635,7 +671,7 @@ func (r *shellReader) inside(text string) {
 	if !r.started {
 		outer = r.guardNow()
 	}
-	inner := &shellReader{script: r.script, text: text, line: r.line, depth: r.depth + 1, outer: outer, block: r.block}
+	inner := &shellReader{script: r.script, text: text, line: r.line, depth: r.depth + 1, outer: outer, within: r.loopNow(), block: r.block}
 	inner.newList()
 	inner.read()
 }
@@ -733,13 +769,35 @@ func (s *shellScript) variants(words []string) [][]string {
 	return all
 }
 
+// split returns the words that the shell makes of a variant of a command's: one with an
+// expansion and no quotes is split at its blanks, and lost when it is empty.
+func (c shellCommand) split(variant []string) []string {
+	if len(c.bare) == 0 || variant[0] == "[[" {
+		return variant
+	}
+	var words []string
+	for i, word := range variant {
+		if !slices.Contains(c.bare, i) || assignment().MatchString(word) {
+			words = append(words, word)
+			continue
+		}
+		words = append(words, strings.FieldsFunc(word, func(c rune) bool { return c == ' ' || c == '\t' || c == '\n' })...)
+	}
+	return words
+}
+
 // partly replaces the variables that have exactly one value and shows the others
 // as $NAME.
 func (s *shellScript) partly(word string) string {
+	left := maxWord
 	return expansion().ReplaceAllStringFunc(word, func(found string) string {
 		name := strings.TrimSuffix(strings.TrimPrefix(found, expandStart), expandEnd)
-		if values := s.vars[name]; len(values) == 1 {
+		if values := s.vars[name]; len(values) == 1 && len(values[0]) <= left {
+			left -= len(values[0])
 			return values[0]
+		}
+		if name == computed {
+			return "$"
 		}
 		return "$" + name
 	})

@@ -87,6 +87,9 @@ func TestReadShellIsBounded(t *testing.T) {
 		"long elif":          "A=1\nif a; then b" + strings.Repeat("; elif [ $A = 2 ]; then c", 20000) + "; fi",
 		"many values":        manyValues.String() + strings.Repeat("if [ \"$A\" -eq \"$A\" ] || [ $A -lt $A ]; then x $A; fi\n", 1500),
 		"deep guards":        strings.Repeat("a && { ", 90) + "b" + strings.Repeat("\n}", 90),
+		"deep pauses":        strings.Repeat("while a; do sleep 1; blkid; ", 99) + strings.Repeat("sleep 1; ", 4000) + strings.Repeat("done; ", 99),
+		"guarded ends":       "A=1; " + strings.Repeat("if [ $B = $C ]; then ", 99) + strings.Repeat("exit 0; exit 1; kubectl apply x; ", 1500) + strings.Repeat("fi; ", 99),
+		"chained ends":       strings.Repeat("if (( A > 1 )) && [ -f /x ]; then exit 1; fi; ", 1600),
 		"loop product":       strings.Repeat("for a in 1 2 3 4; do for b in 1 2 3 4; do x $a$b$a$b $a $b; done; done\n", 300),
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -67,6 +67,10 @@ func quote(text string) string {
 	return strconv.Quote(text)
 }
 
+// userInfo is what may be a user's name and password in a URL, also in one that is
+// not written as it should be.
+var userInfo = pattern(`:(//)?[^\n]*@`)
+
 func withoutSecrets(text string) string {
-	return secretShape().ReplaceAllString(text, secret.Redacted)
+	return secretShape().ReplaceAllString(userInfo().ReplaceAllString(text, ":${1}"+secret.Redacted+"@"), secret.Redacted)
 }
