@@ -38,6 +38,9 @@ type MachineSpec struct {
 	// out whether KVM works here.
 	Kernel, Initrd, Append string
 	BootFromDisk           bool
+	// UEFI gives the machine UEFI firmware, with variables of its own, in place of a
+	// BIOS.
+	UEFI bool
 
 	// BootArgs is the line for a role, as NodeArgs.String makes it. Create
 	// delivers it; after Start it is the caller's part (DeliverBootArgs).
@@ -70,6 +73,7 @@ type Machine struct {
 
 	cloud       *Cloud
 	overlay     string
+	uefiVars    string
 	tap         string
 	console     *Transcript
 	consoleFile *os.File
@@ -143,10 +147,11 @@ func (c *Cloud) reserve(spec MachineSpec) (*Machine, error) {
 	octets := spec.Address.As4()
 	m := &Machine{
 		Spec: spec, Address: spec.Address, ID: uuid.NewString(), cloud: c,
-		MAC:     net.HardwareAddr{0x02, 0x01, octets[0], octets[1], octets[2], octets[3]},
-		overlay: filepath.Join(c.dir, spec.Name+".qcow2"),
-		tap:     "tap" + strconv.Itoa(c.taps),
-		console: new(Transcript),
+		MAC:      net.HardwareAddr{0x02, 0x01, octets[0], octets[1], octets[2], octets[3]},
+		overlay:  filepath.Join(c.dir, spec.Name+".qcow2"),
+		uefiVars: filepath.Join(c.dir, spec.Name+".uefivars"),
+		tap:      "tap" + strconv.Itoa(c.taps),
+		console:  new(Transcript),
 	}
 	c.taps++
 	c.machines = append(c.machines, m)
@@ -176,7 +181,8 @@ func (c *Cloud) drop(m *Machine) {
 	}
 }
 
-// make prepares all that outlives a power-off: disk, tap, lease, metadata, log.
+// make prepares all that outlives a power-off: disk, firmware variables, tap, lease,
+// metadata, log.
 func (m *Machine) make(ctx context.Context) error {
 	file, err := os.Create(filepath.Join(m.cloud.dir, m.Spec.Name+".console.log"))
 	if err != nil {
@@ -194,6 +200,15 @@ func (m *Machine) make(ctx context.Context) error {
 	}
 	if output, err := exec.CommandContext(ctx, "qemu-img", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("cannot make disk: %w: %s", err, output)
+	}
+	if m.Spec.UEFI {
+		vars, err := os.ReadFile(uefiVars)
+		if err != nil {
+			return fmt.Errorf("cannot make UEFI variables: %w", err)
+		}
+		if err := os.WriteFile(m.uefiVars, vars, 0o600); err != nil {
+			return err
+		}
 	}
 	if err := m.cloud.network.addTap(m.tap); err != nil {
 		return err
@@ -260,7 +275,7 @@ func (m *Machine) PowerOn(ctx context.Context) error {
 }
 
 func (m *Machine) launch(ctx context.Context, accel string) (*power, error) {
-	files := hostFiles{overlay: m.overlay, tap: m.tap, mac: m.MAC}
+	files := hostFiles{overlay: m.overlay, uefiVars: m.uefiVars, tap: m.tap, mac: m.MAC}
 	if m.Spec.FirmwareBootArgs != "" {
 		files.bootArgs = filepath.Join(m.cloud.sockets, m.Spec.Name+".cmdline")
 		if err := os.WriteFile(files.bootArgs, []byte(m.Spec.FirmwareBootArgs), 0o600); err != nil {
@@ -481,7 +496,7 @@ func (m *Machine) remove() error {
 		if err := m.cloud.network.removeTap(m.tap); err != nil && p != nil {
 			errs = append(errs, err)
 		}
-		for _, path := range []string{m.overlay, filepath.Join(m.cloud.dir, m.Spec.Name+".configdrive")} {
+		for _, path := range []string{m.overlay, m.uefiVars, filepath.Join(m.cloud.dir, m.Spec.Name+".configdrive")} {
 			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 				errs = append(errs, err)
 			}

@@ -26,10 +26,17 @@ const (
 // kvmProbe is how long a kernel may take on KVM to write its first line.
 const kvmProbe = 10 * time.Second
 
+// UEFI firmware of Debian's package ovmf: the program, which all machines share, and
+// the variables a new machine starts with. They belong together.
+const (
+	uefiCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+	uefiVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+)
+
 // hostFiles are the things of the host that a QEMU command line names.
 type hostFiles struct {
-	overlay, tap, bootArgs, configDrive string
-	mac                                 net.HardwareAddr
+	overlay, tap, bootArgs, configDrive, uefiVars string
+	mac                                           net.HardwareAddr
 }
 
 // qemuArgs is the machine as CloudStack's KVM host would define it: virtio disk
@@ -40,6 +47,11 @@ func qemuArgs(spec MachineSpec, accel string, host hostFiles) []string {
 		"-machine", "q35", "-smp", strconv.Itoa(spec.CPUs), "-m", strconv.Itoa(spec.MemoryMiB),
 	}
 	args = append(args, accelArgs(accel)...)
+	if spec.UEFI {
+		args = append(args,
+			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+uefiCode,
+			"-drive", "if=pflash,unit=1,format=raw,file="+escape(host.uefiVars))
+	}
 	args = append(args,
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", qmpFD), "-mon", "chardev=qmp,mode=control",

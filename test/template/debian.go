@@ -16,8 +16,8 @@ import (
 //
 // The cloud kernel has everything a node and kube-proxy need (virtio, sr_mod,
 // isofs, qemu_fw_cfg, overlay, br_netfilter, nf_tables, ip_tables, ip_set, ip_vs,
-// vxlan) and boots faster than the full one, but no AHCI: a CD-ROM has to be on
-// virtio-scsi, or on the IDE bus of QEMU's pc machine, not on q35's SATA.
+// vxlan) and boots faster than the full one, but Debian 12's has no AHCI: a CD-ROM
+// has to be on virtio-scsi, or on the IDE bus of QEMU's pc machine, not on q35's SATA.
 func packages() []string {
 	return []string{
 		"systemd", "systemd-sysv", "systemd-timesyncd", "udev", "dbus",
@@ -40,14 +40,14 @@ func diskTools() []string {
 // mmdebstrap returns the command that fills a folder with Debian, without the
 // folder: options, suite. The mirror is mmdebstrap's default, deb.debian.org with
 // updates and security.
-func mmdebstrap(packages []string) []string {
+func mmdebstrap(packages []string, suite string) []string {
 	return []string{
 		"mmdebstrap", "--mode=root", "--variant=minbase", "--include=" + strings.Join(packages, ","),
 		// A mirror that stands still is good enough for a test image.
 		`--aptopt=Acquire::Check-Valid-Until "false"`,
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-		"bookworm",
+		suite,
 	}
 }
 
@@ -61,16 +61,16 @@ func initramfs() map[string]string {
 	}
 }
 
-// debianRoot returns a cached folder with Debian 12 as its packages left it: the
-// content of /boot in boot, everything else in root.
-func debianRoot(ctx context.Context, tools runner, disks bool) (string, error) {
+// debianRoot returns a cached folder with a release of Debian as its packages left
+// it: the content of /boot in boot, everything else in root.
+func debianRoot(ctx context.Context, tools runner, suite string, disks bool) (string, error) {
 	include := packages()
 	if disks {
 		include = append(include, diskTools()...)
 	}
-	argv := mmdebstrap(include)
-	inputs := append(mmdebstrap(include), fmt.Sprint(initramfs()))
-	return cache.Dir("debian", inputs, func(dir string) error {
+	argv := mmdebstrap(include, suite)
+	inputs := append(mmdebstrap(include, suite), fmt.Sprint(initramfs()))
+	dir, err := cache.Dir("debian", inputs, func(dir string) error {
 		root, boot := filepath.Join(dir, "root"), filepath.Join(dir, "boot")
 		if err := tools.run(ctx, "", append(argv, root)...); err != nil {
 			return err
@@ -92,6 +92,10 @@ func debianRoot(ctx context.Context, tools runner, disks bool) (string, error) {
 		_, err := findKernel(boot)
 		return err
 	})
+	if err != nil {
+		return "", err
+	}
+	return dir, prune(dir, keptRoots)
 }
 
 // kernelFiles are the names of a kernel and its initial RAM disk below /boot.

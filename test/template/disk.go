@@ -21,6 +21,7 @@ const (
 	bootUUID = "6e6f6465-6167-456e-8400-000000000001"
 	swapUUID = "6e6f6465-6167-456e-8400-000000000005"
 	rootUUID = "6e6f6465-6167-456e-8400-000000000006"
+	espUUID  = "6E6F-6465" // FAT's volume id, as blkid writes it
 )
 
 // extent is a run of sectors of 512 bytes.
@@ -83,7 +84,8 @@ func (l layout) script() string {
 }
 
 // makeDisk writes the qcow2 file disk with the folders root and boot as content of
-// / and /boot, bootable by a BIOS if it has an MBR; work is for temporary files.
+// / and /boot, bootable by a BIOS from an MBR, by UEFI firmware from a GPT; work is
+// for temporary files.
 func makeDisk(ctx context.Context, tools runner, l layout, root, boot, work, disk string) error {
 	raw := filepath.Join(work, "disk.raw")
 	if err := createSparse(raw, imageSectors*sectorSize); err != nil {
@@ -93,7 +95,7 @@ func makeDisk(ctx context.Context, tools runner, l layout, root, boot, work, dis
 		return err
 	}
 
-	bootDir, err := bootFolder(ctx, tools, boot, work)
+	bootDir, err := bootFolder(ctx, tools, boot, work, l.gpt)
 	if err != nil {
 		return err
 	}
@@ -106,10 +108,12 @@ func makeDisk(ctx context.Context, tools runner, l layout, root, boot, work, dis
 	if err := makeSwap(ctx, tools, raw, l.swap, work); err != nil {
 		return err
 	}
-	if !l.gpt {
-		if err := makeBootable(ctx, tools, raw, l.boot.start, work); err != nil {
-			return err
-		}
+	makeBootable := makeBIOSBootable
+	if l.gpt {
+		makeBootable = makeUEFIBootable
+	}
+	if err := makeBootable(ctx, tools, raw, l, work); err != nil {
+		return err
 	}
 	return tools.run(ctx, "", "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk)
 }

@@ -8,10 +8,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 const (
-	grubFolder = "/usr/lib/grub/i386-pc" // of Debian's grub-pc-bin
+	grubFolder = "/usr/lib/grub" // of Debian's grub-pc-bin and grub-efi-amd64-bin
 
 	// Places in GRUB's first sectors, from its include/grub/i386/pc/boot.h.
 	bootCodeSize      = 0x1b8 // what follows belongs to the partition table
@@ -41,8 +42,9 @@ menuentry 'Debian GNU/Linux' {
 `, bootUUID, kernel.image, kernelArgs(), kernel.initrd)
 }
 
-// bootFolder returns a copy of boot below work with GRUB's configuration in it.
-func bootFolder(ctx context.Context, tools runner, boot, work string) (string, error) {
+// bootFolder returns a copy of boot below work with GRUB's configuration in it and,
+// on a GPT, the place to mount the EFI system partition at.
+func bootFolder(ctx context.Context, tools runner, boot, work string, gpt bool) (string, error) {
 	folder := filepath.Join(work, "boot")
 	if err := tools.run(ctx, "", "cp", "-a", "--reflink=auto", boot, folder); err != nil {
 		return "", err
@@ -51,21 +53,37 @@ func bootFolder(ctx context.Context, tools runner, boot, work string) (string, e
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(filepath.Join(folder, "grub"), 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(folder, "grub"), 0o755); err != nil {
 		return "", err
+	}
+	if gpt {
+		if err := os.Mkdir(filepath.Join(folder, "efi"), 0o700); err != nil {
+			return "", err
+		}
 	}
 	return folder, writeFile(filepath.Join(folder, "grub", "grub.cfg"), grubConfig(kernel))
 }
 
-// makeBootable puts GRUB's boot sector and a core image that holds all modules it
-// needs before the first partition. grub-bios-setup would want a block device.
-func makeBootable(ctx context.Context, tools runner, raw string, firstPartition uint64, work string) error {
+// grubModules read grub.cfg and run what is in it. GRUB is not in /boot: a module that
+// is missing is missed.
+func grubModules() []string { return []string{"ext2", "normal", "search", "linux"} }
+
+// makeCore makes GRUB's program for a platform, which finds grub.cfg by its prefix,
+// with the modules for grub.cfg and more.
+func makeCore(ctx context.Context, tools runner, platform, prefix, file string, more ...string) error {
+	argv := []string{"grub-mkimage", "--format=" + platform, "--directory=" + filepath.Join(grubFolder, platform),
+		"--prefix=" + prefix, "--output=" + file}
+	return tools.run(ctx, "", slices.Concat(argv, more, grubModules())...)
+}
+
+// makeBIOSBootable puts GRUB's boot sector and a core image that holds all modules
+// it needs before the first partition. grub-bios-setup would want a block device.
+func makeBIOSBootable(ctx context.Context, tools runner, raw string, l layout, work string) error {
 	coreFile := filepath.Join(work, "core.img")
-	if err := tools.run(ctx, "", "grub-mkimage", "--format=i386-pc", "--directory="+grubFolder, "--output="+coreFile,
-		"--prefix=(,msdos1)/grub", "biosdisk", "part_msdos", "ext2", "normal", "linux", "search_fs_uuid"); err != nil {
+	if err := makeCore(ctx, tools, "i386-pc", "(,msdos1)/grub", coreFile, "biosdisk", "part_msdos"); err != nil {
 		return err
 	}
-	boot, err := os.ReadFile(filepath.Join(grubFolder, "boot.img"))
+	boot, err := os.ReadFile(filepath.Join(grubFolder, "i386-pc", "boot.img"))
 	if err != nil {
 		return err
 	}
@@ -77,7 +95,7 @@ func makeBootable(ctx context.Context, tools runner, raw string, firstPartition 
 	if err != nil {
 		return err
 	}
-	core, err = placedCore(core, coreSector, firstPartition)
+	core, err = placedCore(core, coreSector, l.boot.start)
 	if err != nil {
 		return err
 	}

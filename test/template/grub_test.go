@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,7 +17,7 @@ func itoa(number int64) string { return strconv.FormatInt(number, 10) }
 
 func TestBootCode(t *testing.T) {
 	t.Parallel()
-	boot, err := os.ReadFile(filepath.Join(grubFolder, "boot.img"))
+	boot, err := os.ReadFile(filepath.Join(grubFolder, "i386-pc", "boot.img"))
 	if err != nil {
 		missing(t, "grub-pc-bin")
 	}
@@ -96,6 +97,30 @@ func TestGrubConfig(t *testing.T) {
 	for _, want := range []string{"root=UUID=" + rootUUID, "net.ifnames=0", "biosdevname=0", "console=tty0", "console=ttyS0"} {
 		if !strings.Contains(kernelArgs(), want) {
 			t.Errorf("kernel arguments %q lack %q", kernelArgs(), want)
+		}
+	}
+}
+
+// Every command of grub.cfg is in a module of the core: for one that is not, GRUB says
+// so and waits ten seconds for a key.
+func TestGrubModules(t *testing.T) {
+	t.Parallel()
+	config := grubConfig(kernelFiles{image: "vmlinuz-6.1", initrd: "initrd.img-6.1"})
+	for platform, pkg := range map[string]string{"i386-pc": "grub-pc-bin", "x86_64-efi": "grub-efi-amd64-bin"} {
+		list, err := os.ReadFile(filepath.Join(grubFolder, platform, "command.lst"))
+		if err != nil {
+			missing(t, pkg)
+		}
+		module := map[string]string{"set": "normal", "}": "normal"} // of the language itself
+		for line := range strings.Lines(string(list)) {
+			command, name, _ := strings.Cut(strings.TrimSpace(line), ": ")
+			module[strings.TrimPrefix(command, "*")] = name
+		}
+		for line := range strings.Lines(config) {
+			command := strings.Fields(line)[0]
+			if !slices.Contains(grubModules(), module[command]) {
+				t.Errorf("%s: command %q is in module %q, the core has %q", platform, command, module[command], grubModules())
+			}
 		}
 	}
 }

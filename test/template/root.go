@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -61,7 +62,7 @@ func copyOf(ctx context.Context, tools runner, base, work string) (string, error
 // docker.socket stay as Debian enables them: switching them is the agent's work.
 func disabledUnits() []string {
 	return []string{
-		"ssh.service", "cloud-init.service", "qemu-guest-agent.service",
+		"ssh.service", "qemu-guest-agent.service",
 		// These only slow the boot of a test down.
 		"apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
 		"e2scrub_reap.service", "fstrim.timer",
@@ -70,7 +71,7 @@ func disabledUnits() []string {
 
 // configure gives the root the state in which CloudStack's template build leaves
 // it (tools/appliance/systemvmtemplate of apache/cloudstack).
-func configure(ctx context.Context, tools runner, root string) error {
+func configure(ctx context.Context, tools runner, r release, gpt bool, root string) error {
 	files, err := fs.Sub(sources, "rootfs")
 	if err != nil {
 		return err
@@ -78,7 +79,7 @@ func configure(ctx context.Context, tools runner, root string) error {
 	if err := writeTree(files, root); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(root, "etc/fstab"), fstab()); err != nil {
+	if err := writeFile(filepath.Join(root, "etc/fstab"), fstab(gpt)); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Join(root, "var/cache/cloud"), 0o755); err != nil {
@@ -89,7 +90,7 @@ func configure(ctx context.Context, tools runner, root string) error {
 		{"groupadd", "--force", "--system", "admin"},
 		{"useradd", "--uid", "1000", "--create-home", "--shell", "/bin/bash", "--comment", "Cloud User",
 			"--groups", "audio,cdrom,video,admin", "cloud"},
-		append([]string{"systemctl", "--quiet", "disable"}, disabledUnits()...),
+		append([]string{"systemctl", "--quiet", "disable"}, slices.Concat(disabledUnits(), r.cloudInit)...),
 		{"systemctl", "--quiet", "enable", "cloud-preinit", "cloud-early-config", "cloud-postinit"},
 	} {
 		if err := tools.run(ctx, "", append(chroot, argv...)...); err != nil {
@@ -140,11 +141,14 @@ func writeFile(name, content string) error {
 }
 
 // fstab is what debian-installer writes for the template's partitions.
-func fstab() string {
-	return strings.Join([]string{
+func fstab(gpt bool) string {
+	lines := []string{
 		"UUID=" + rootUUID + " / ext4 errors=remount-ro 0 1",
 		"UUID=" + bootUUID + " /boot ext2 defaults 0 2",
-		"UUID=" + swapUUID + " none swap sw 0 0",
-		"",
-	}, "\n")
+	}
+	if gpt {
+		lines = append(lines, "UUID="+espUUID+" /boot/efi vfat umask=0077 0 1")
+	}
+	lines = append(lines, "UUID="+swapUUID+" none swap sw 0 0", "")
+	return strings.Join(lines, "\n")
 }

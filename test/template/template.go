@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package template builds the disk the VM tests boot: Debian 12 in the shape of
-// CloudStack's x86_64 SystemVM template (partitions, GRUB, units on and off,
-// sshd, cloud-init), with a nodeagent package installed.
+// Package template builds the disks the VM tests boot and `make template` bakes:
+// Debian 12 or 13 in the shape of CloudStack's SystemVM template (partitions, GRUB,
+// units on and off, sshd, cloud-init), with a nodeagent package installed.
 package template
 
 import (
@@ -24,7 +24,7 @@ import (
 // Image is a built template. The files belong to the cache: boot a qcow2 overlay
 // of Disk, never Disk itself.
 type Image struct {
-	Disk   string // qcow2, bootable by SeaBIOS
+	Disk   string // qcow2, with a boot loader for a BIOS or, on a GPT, for UEFI firmware
 	Kernel string // for QEMU's -kernel, the one on the disk
 	Initrd string // for -initrd
 	Append string // for -append, as in the disk's grub.cfg
@@ -33,15 +33,21 @@ type Image struct {
 // Options say what is in a template.
 type Options struct {
 	Package string // file of the nodeagent package
-	// GPT gives it the partitions of CloudStack's aarch64 template. It boots with
-	// Kernel and Initrd only.
+	// Suite is the release of Debian, one of Suites. Empty: bookworm.
+	Suite string
+	// GPT gives it the partitions of CloudStack's aarch64 template, and GRUB for UEFI
+	// firmware in place of GRUB for a BIOS.
 	GPT bool
 	// DiskTools adds the programs that make and check what nodeagent grows.
 	DiskTools bool
 }
 
-// kept is how many images stay in the cache, each of about 700 MB.
-const kept = 4
+// What stays in the cache, each of about 700 MB: images for one run of all tests and
+// one more, and the file systems they are made from.
+const (
+	keptImages = 6
+	keptRoots  = 4
+)
 
 // sources is everything that shapes an image besides Debian and the package.
 //
@@ -57,7 +63,11 @@ func Build(ctx context.Context, log io.Writer, options Options) (Image, error) {
 		return Image{}, errors.New("cannot build template: it needs root (chroot, file owners)")
 	}
 	tools := runner{log: log}
-	debian, err := debianRoot(ctx, tools, options.DiskTools)
+	release, err := findRelease(options.Suite)
+	if err != nil {
+		return Image{}, fmt.Errorf("cannot build template: %w", err)
+	}
+	debian, err := debianRoot(ctx, tools, release.suite, options.DiskTools)
 	if err != nil {
 		return Image{}, err
 	}
@@ -70,12 +80,12 @@ func Build(ctx context.Context, log io.Writer, options Options) (Image, error) {
 		return Image{}, err
 	}
 	dir, err := cache.Dir("template", []string{debian, pkg, own, fmt.Sprint(options.GPT)}, func(dir string) error {
-		return bake(ctx, tools, debian, options, dir)
+		return bake(ctx, tools, debian, release, options, dir)
 	})
 	if err != nil {
 		return Image{}, err
 	}
-	if err := prune(dir); err != nil {
+	if err := prune(dir, keptImages); err != nil {
 		return Image{}, err
 	}
 	return Image{
@@ -87,7 +97,7 @@ func Build(ctx context.Context, log io.Writer, options Options) (Image, error) {
 }
 
 // bake turns Debian's root plus a package into the files of an Image in dir.
-func bake(ctx context.Context, tools runner, debian string, options Options, dir string) error {
+func bake(ctx context.Context, tools runner, debian string, r release, options Options, dir string) error {
 	boot, work := filepath.Join(debian, "boot"), filepath.Join(dir, "work")
 	if err := os.Mkdir(work, 0o755); err != nil {
 		return err
@@ -99,7 +109,7 @@ func bake(ctx context.Context, tools runner, debian string, options Options, dir
 		if err != nil {
 			return err
 		}
-		if err := configure(ctx, tools, root); err != nil {
+		if err := configure(ctx, tools, r, options.GPT, root); err != nil {
 			return err
 		}
 		if err := install(ctx, tools, root, options.Package); err != nil {
@@ -139,30 +149,30 @@ func sourceText() (string, error) {
 	return text.String(), err
 }
 
-// prune marks dir as used now and removes all but the most recently used images
-// beside it. A VM that already runs keeps its open disk.
-func prune(dir string) error {
+// prune marks a folder of the cache as used now and removes all of its kind but the
+// most recently used. A VM that already runs keeps its open disk.
+func prune(dir string, keep int) error {
 	now := time.Now()
 	if err := os.Chtimes(dir, now, now); err != nil {
 		return err
 	}
-	disks, err := filepath.Glob(filepath.Join(filepath.Dir(dir), "template-*", "disk.qcow2"))
+	kind, _, _ := strings.Cut(filepath.Base(dir), "-")
+	found, err := filepath.Glob(filepath.Join(filepath.Dir(dir), kind+"-*"))
 	if err != nil {
 		return err
 	}
 	used := map[string]time.Time{}
 	var dirs []string
-	for _, disk := range disks {
-		name := filepath.Dir(disk)
+	for _, name := range found {
 		info, err := os.Stat(name)
-		if err != nil || strings.HasSuffix(name, ".partial") {
-			continue // being removed or built by another process
+		if err != nil || !info.IsDir() || strings.HasSuffix(name, ".partial") {
+			continue // being removed or built by another process, or its lock
 		}
 		used[name] = info.ModTime()
 		dirs = append(dirs, name)
 	}
 	sort.Slice(dirs, func(a, b int) bool { return used[dirs[a]].After(used[dirs[b]]) })
-	for len(dirs) > kept {
+	for len(dirs) > keep {
 		if err := os.RemoveAll(dirs[len(dirs)-1]); err != nil {
 			return err
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 // Old images go, the one just asked for stays although it was the oldest, and what
-// is not a finished image is left alone.
+// is not a finished image is left alone; locks do not count.
 func TestPrune(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
@@ -23,12 +23,15 @@ func TestPrune(t *testing.T) {
 		if err := writeFile(filepath.Join(dir, "disk.qcow2"), ""); err != nil {
 			t.Fatal(err)
 		}
+		if err := writeFile(dir+".lock", ""); err != nil {
+			t.Fatal(err)
+		}
 		used := time.Now().Add(-time.Duration(age+1) * time.Hour)
 		if err := os.Chtimes(dir, used, used); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := prune(filepath.Join(root, "template-asked")); err != nil {
+	if err := prune(filepath.Join(root, "template-asked"), 4); err != nil {
 		t.Fatal(err)
 	}
 	entries, err := os.ReadDir(root)
@@ -37,7 +40,9 @@ func TestPrune(t *testing.T) {
 	}
 	var got []string
 	for _, entry := range entries {
-		got = append(got, entry.Name())
+		if entry.IsDir() {
+			got = append(got, entry.Name())
+		}
 	}
 	want := []string{"debian-1", "template-a", "template-asked", "template-b", "template-c", "template-d.partial"}
 	if !slices.Equal(got, want) {
