@@ -82,9 +82,11 @@ func newestPackage() (string, error) {
 	return newest, nil
 }
 
-// Spec is a machine of the lab's template, booted by QEMU directly.
+// Spec is a machine of the lab's template, booted by QEMU directly. It has one CPU, as
+// CloudStack's system VMs have; on a host without KVM that is as busy as it has CPUs, a
+// second one makes a machine slower.
 func (l *Lab) Spec(name string, diskBytes int64) cloud.MachineSpec {
-	return cloud.MachineSpec{Name: name, Disk: l.Image.Disk, DiskBytes: diskBytes,
+	return cloud.MachineSpec{Name: name, Disk: l.Image.Disk, DiskBytes: diskBytes, CPUs: 1,
 		Kernel: l.Image.Kernel, Initrd: l.Image.Initrd, Append: l.Image.Append}
 }
 
@@ -111,6 +113,7 @@ func (l *Lab) ControlNodeSpec(name string, address netip.Addr) (cloud.MachineSpe
 		return cloud.MachineSpec{}, params, err
 	}
 	spec := l.Spec(name, 12<<30)
+	spec.CPUs = 2 // kubeadm wants them
 	spec.Address = address
 	spec.BootArgs = l.Cloud.NodeArgs(name, address).String()
 	spec.Userdata = userdata

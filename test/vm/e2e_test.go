@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +92,12 @@ func TestE2EControlNode(t *testing.T) {
 	if code != 0 {
 		t.Fatalf("after the reboot: exit code %d, failures %v, warnings %v", code, status.Failures(), status.Warnings)
 	}
+	for _, step := range status.Steps {
+		if settings := []string{"hostname", "network", "machine", "time", "iptables", "swap", "kernel"}; slices.Contains(settings, step.Name) && !strings.HasSuffix(step.Note, "unchanged") {
+			t.Errorf("after the reboot: step %s did something: %s", step.Name, step.Note)
+		}
+	}
+	wantNodeSettings(t, ctx, m)
 	wantSteps(t, status, map[string]string{"userdata": "skipped", "iso": "skipped", "images": "skipped", "kubeadm": "skipped", "ready": "done", "success": "done"})
 	wantGates(t, ctx, m)
 	serverChecks(t, l, checks)

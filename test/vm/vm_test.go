@@ -272,6 +272,7 @@ func nodeSpec(t *testing.T, l *lab.Lab, diskBytes int64) cloud.MachineSpec {
 		t.Fatal(err)
 	}
 	spec.DiskBytes = diskBytes
+	spec.CPUs = 1 // it does not come as far as kubeadm
 	return spec
 }
 
@@ -321,6 +322,7 @@ func TestVMNodeISOWithoutKubeadm(t *testing.T) {
 		t.Errorf("the failure does not name k8s/kubeadm: %+v", step.Error)
 	}
 	wantNeighbours(t, ctx, m, false)
+	wantNodeSettings(t, ctx, m)
 	if got := strings.TrimSpace(output(t, ctx, m, "/usr/bin/hostname")); got != "node-1" {
 		t.Errorf("host name %q, want node-1", got)
 	}
