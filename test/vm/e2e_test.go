@@ -89,18 +89,21 @@ func TestE2EControlNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	status, code = follow(t, ctx, m, first)
-	if code != 0 {
+	if code != 0 && code != 2 || len(status.Warnings) > 0 {
 		t.Fatalf("after the reboot: exit code %d, failures %v, warnings %v", code, status.Failures(), status.Warnings)
 	}
 	for _, step := range status.Steps {
-		if settings := []string{"hostname", "network", "machine", "time", "iptables", "swap", "kernel"}; slices.Contains(settings, step.Name) && !strings.HasSuffix(step.Note, "unchanged") {
+		if settings := []string{"hostname", "machine", "time", "iptables", "swap", "kernel"}; slices.Contains(settings, step.Name) && !strings.HasSuffix(step.Note, "unchanged") {
 			t.Errorf("after the reboot: step %s did something: %s", step.Name, step.Note)
 		}
 	}
 	wantNodeSettings(t, ctx, m)
 	wantSteps(t, status, map[string]string{"userdata": "skipped", "iso": "skipped", "images": "skipped", "kubeadm": "skipped", "ready": "done", "success": "done"})
-	wantGates(t, ctx, m)
+	wantGates(t, ctx, m) // an API server that has just come back may close one for a moment
 	serverChecks(t, l, checks)
+	if status, code, err := lab.ReadStatus(ctx, m); err != nil || code != 0 {
+		t.Errorf("in the end: exit code %d, closed gates %q, %v", code, status.ClosedGates(), err)
+	}
 	if after := fingerprint(t, ctx, m); after != before {
 		t.Errorf("the reboot changed files:\n%s\nbefore\n%s", after, before)
 	}
