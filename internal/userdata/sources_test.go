@@ -3,9 +3,11 @@
 package userdata
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -117,22 +119,25 @@ func TestReports(t *testing.T) {
 			if test.text != "" {
 				writeAt(t, m, test.text, test.age)
 			}
-			var reports []string
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			wanted := append(test.want, "("+guestAgent+" is active)")
+			var all string
 			report := func(format string, args ...any) {
 				text := fmt.Sprintf(format, args...)
+				all += text + "\n"
+				if !slices.ContainsFunc(wanted, func(want string) bool { return !strings.Contains(all, want) }) {
+					cancel() // that was all
+				}
 				if strings.HasPrefix(text, "waiting") && len(job) == 0 {
 					select {
 					case job <- "done":
 					default:
 					}
 				}
-				reports = append(reports, text)
 			}
-			ctx, cancel := contextOf(t)
-			defer cancel()
 			_, _, _ = AwaitBootArgs(ctx, h, AwaitOptions{}, report)
-			all := strings.Join(reports, "\n")
-			for _, want := range append(test.want, "("+guestAgent+" is active)") {
+			for _, want := range wanted {
 				if !strings.Contains(all, want) {
 					t.Errorf("reports\n%s\nlack %q", all, want)
 				}
