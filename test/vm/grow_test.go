@@ -20,6 +20,7 @@ func TestVMRootOnGPT(t *testing.T) {
 	ctx, l := newLabWith(t, template.Options{GPT: true})
 	spec := l.RouterSpec("r-8-vm")
 	spec.DiskBytes = 10 * gib
+	spec.BootFromDisk, spec.UEFI = true, true
 	m := boot(t, ctx, l, spec)
 	status, code := follow(t, ctx, m, "")
 	if code != 0 || status.Phase != "done" {

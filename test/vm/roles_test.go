@@ -69,6 +69,9 @@ func TestVMRoles(t *testing.T) {
 					wantOtherRole(t, ctx, m, role, status, code)
 				}
 			}
+			if suite != "bookworm" {
+				return // once is enough: it is the same package
+			}
 			select {
 			case <-time.After(stillAfter):
 			case <-ctx.Done():

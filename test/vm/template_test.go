@@ -14,8 +14,8 @@ import (
 	"nodeagent/test/template"
 )
 
-// The templates that `make template` bakes, besides the one all other tests boot, each
-// started by its own boot loader: the root is grown, containers and cloud-init are
+// The template of `make template` that no other test boots (TestVMRoles starts both with
+// an MBR, TestVMRootOnGPT the other one with UEFI), by its own boot loader: the root is grown, containers and cloud-init are
 // off, CloudStack's scripts have run. C3, C35, G3.
 func TestVMTemplates(t *testing.T) {
 	// What cloud-init's units are called.
@@ -28,9 +28,7 @@ func TestVMTemplates(t *testing.T) {
 		options template.Options
 		root    string
 	}{
-		"trixie-mbr":   {template.Options{Suite: "trixie"}, "/dev/vda6"},
-		"trixie-gpt":   {template.Options{Suite: "trixie", GPT: true}, "/dev/vda4"},
-		"bookworm-gpt": {template.Options{Suite: "bookworm", GPT: true}, "/dev/vda4"},
+		"trixie-gpt": {template.Options{Suite: "trixie", GPT: true}, "/dev/vda4"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			suite := test.options.Suite
