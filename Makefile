@@ -2,40 +2,64 @@
 
 VERSION ?= 0.1.0
 ARCH    ?= $(shell go env GOARCH)
-DEB      = dist/nodeagent_$(VERSION)_$(ARCH).deb
+DIST    ?= dist
+STAGE    = $(DIST)/$(ARCH)
+DEB      = $(DIST)/nodeagent_$(VERSION)_$(ARCH).deb
+MAINTAINER = nodeagent developers <nodeagent@localhost.invalid>
+
+# Two builds of one commit are the same, bit for bit, wherever and whenever.
+deb docs: export SOURCE_DATE_EPOCH ?= $(shell git -c safe.directory='*' log -1 --format=%ct 2>/dev/null || echo 0)
+GO_BUILD = CGO_ENABLED=0 GOARCH=$(ARCH) go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 NFPM        = go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.0
 STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 SUDO        = $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env=HOME,CI,PATH,GOPROXY,GOFLAGS,GOTOOLCHAIN)
 
 # What the emulated cloud runs and builds with, all of it from Debian.
-PACKAGES = qemu-system-x86 qemu-utils mmdebstrap xorriso dnsmasq-base fdisk gdisk parted e2fsprogs xfsprogs btrfs-progs \
-	grub-pc-bin grub-common iproute2 cloud-guest-utils genisoimage dosfstools mtools
+PACKAGES = qemu-system-x86 qemu-user qemu-utils mmdebstrap xorriso dnsmasq-base fdisk gdisk parted e2fsprogs xfsprogs btrfs-progs \
+	grub-pc-bin grub-efi-amd64-bin grub-common ovmf iproute2 cloud-guest-utils genisoimage dosfstools mtools \
+	systemd dbus-daemon lintian shellcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help build deb packages lint unit test e2e bench demo clean
+.PHONY: help build deb debs docs packages lint unit test e2e template bench demo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 build: ## Build bin/nodeagent, one static file
-	CGO_ENABLED=0 GOARCH=$(ARCH) go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/nodeagent ./cmd/nodeagent
+	$(GO_BUILD) -o bin/nodeagent ./cmd/nodeagent
 
-deb: build ## Build the Debian package in dist/
-	@mkdir -p dist
-	VERSION=$(VERSION) ARCH=$(ARCH) GOFLAGS= GOARCH= $(NFPM) package -p deb -f packaging/nfpm.yaml -t $(DEB)
+deb: ## Build the Debian package in dist/ (ARCH=arm64: on any machine)
+	@rm -rf $(STAGE) && mkdir -p $(STAGE)
+	$(GO_BUILD) -o $(STAGE)/nodeagent ./cmd/nodeagent
+	GOARCH= go run -tags docs ./cmd/nodeagent docs $(STAGE)
+	GOARCH= go run ./packaging/changelog $(VERSION) '$(MAINTAINER)' <CHANGELOG.md >$(STAGE)/changelog.Debian
+	gzip -9n $(STAGE)/man/* $(STAGE)/changelog.Debian
+	VERSION=$(VERSION) ARCH=$(ARCH) STAGE=$(STAGE) MAINTAINER='$(MAINTAINER)' GOFLAGS= GOARCH= \
+		$(NFPM) package -p deb -f packaging/nfpm.yaml -t $(DEB)
+
+debs: ## Build the packages for amd64 and arm64
+	$(MAKE) deb ARCH=amd64
+	$(MAKE) deb ARCH=arm64
+
+docs: ## Write the reference of the commands, docs/cli
+	@rm -rf docs/cli $(STAGE)/docs
+	go run -tags docs ./cmd/nodeagent docs $(STAGE)/docs
+	cp -r $(STAGE)/docs/cli docs/cli
 
 packages:
 	@missing=; for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then $(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; fi
 
+GO_FOLDERS = cmd internal packaging test
 lint: ## gofmt, go vet, staticcheck
-	@test -z "$$(gofmt -l cmd internal test)" || { echo 'gofmt wants to change:'; gofmt -l cmd internal test; exit 1; }
+	@test -z "$$(gofmt -l $(GO_FOLDERS))" || { echo 'gofmt wants to change:'; gofmt -l $(GO_FOLDERS); exit 1; }
 	go vet -tags vm,guest ./...
+	go vet -tags docs ./cmd/nodeagent
 	$(STATICCHECK) -tags vm,guest ./...
 
 unit: packages ## The tests that need no VM
-	$(SUDO) env "PATH=$$PATH" go test -race ./...
+	$(SUDO) env "PATH=$$PATH" go test -race -timeout 20m ./...
 
 test: unit deb ## All tests that need no Kubernetes: unit tests, then VMs
 	template=$$($(SUDO) env "PATH=$$PATH" go run ./test/template/cmd/build-template $(DEB) | sed -n 's/^disk: *//p') && \
@@ -44,6 +68,11 @@ test: unit deb ## All tests that need no Kubernetes: unit tests, then VMs
 
 e2e: packages deb ## A Kubernetes control node from power-on to Ready, and its reboot
 	$(SUDO) env "PATH=$$PATH" go test -tags vm -parallel 1 -count=1 -timeout 50m -v -run '^TestE2E' ./test/vm
+
+TEMPLATES ?= bookworm-mbr bookworm-gpt trixie-mbr trixie-gpt
+template: packages deb ## Bake templates with the package in dist/ (TEMPLATES=trixie-gpt: one)
+	for name in $(TEMPLATES); do $(SUDO) env "PATH=$$PATH" go run ./test/template/cmd/build-template -suite $${name%-*} $$(test $${name#*-} = mbr || echo -gpt) \
+		-o $(DIST)/nodeagent-template-$(VERSION)-$$name.qcow2 $(DEB) || exit 1; done
 
 bench: packages deb ## Measure nodeagent against what it replaces, in a VM
 	$(SUDO) env "PATH=$$PATH" go run ./test/cmd/bench
