@@ -64,7 +64,7 @@ unit: packages ## The tests that need no VM
 test: unit deb ## All tests that need no Kubernetes: unit tests, then VMs
 	template=$$($(SUDO) env "PATH=$$PATH" go run ./test/template/cmd/build-template $(DEB) | sed -n 's/^disk: *//p') && \
 	$(SUDO) env "PATH=$$PATH" NODEAGENT_TEMPLATE="$$(dirname "$$template")" \
-		go test -tags vm -p 1 -parallel 2 -count=1 -timeout 40m -v -skip '^TestE2E' ./test/cloud ./test/vm
+		go test -tags vm -p 1 -parallel 2 -count=1 -timeout 60m -v -skip '^TestE2E' ./test/cloud ./test/vm
 
 e2e: packages deb ## A Kubernetes control node from power-on to Ready, and its reboot
 	$(SUDO) env "PATH=$$PATH" go test -tags vm -parallel 1 -count=1 -timeout 50m -v -run '^TestE2E' ./test/vm
