@@ -87,7 +87,7 @@ func TestVMPackage(t *testing.T) {
 
 	// CloudStack's scripts start the guest agent; those of the test only record that
 	// they ran.
-	shell("umount /mnt; systemctl add-wants multi-user.target qemu-guest-agent.service")
+	shell("umount /mnt; systemctl enable nodeagent.service; systemctl add-wants multi-user.target qemu-guest-agent.service")
 	shell("dpkg --purge nodeagent")
 	want("systemctl show -p LoadState nodeagent.service", "LoadState=not-found")
 	want("systemctl show -p DropInPaths 'cloud-*.service' | grep nodeagent || true", "")
