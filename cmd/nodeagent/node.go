@@ -391,16 +391,16 @@ func (n *node) compareUserdata(now *userdata.Userdata, missing error) (agent.Res
 	case change == userdata.ChangeNone:
 		return result, nil
 	}
-	if _, problems := userdata.Parse(now.Raw); userdata.Err(problems) != nil {
-		result.Warnings = []error{fault.Wrap(fault.UserdataInvalid, userdata.Err(problems), "%s, but cannot be used; the machine stays as it is", reason)}
+	taken, err := n.takeUserdata(*now)
+	if err != nil {
+		result.Warnings = []error{fault.Wrap(fault.UserdataInvalid, err, "%s, but cannot be used; the machine stays as it is", reason)}
 		return result, nil
 	}
 	if err := n.forgetMade(); err != nil {
 		return agent.Result{}, fault.Wrap(fault.HostSettingsFailed, err, "cannot make the machine again")
 	}
-	result, err := n.takeUserdata(*now)
-	result.Note += fmt.Sprintf("; %s: %s", change, reason)
-	return result, err
+	taken.Note += fmt.Sprintf("; %s: %s", change, reason)
+	return taken, nil
 }
 
 // forgetMade makes this machine one that is to be made, for this boot and, should
