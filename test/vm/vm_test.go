@@ -165,18 +165,7 @@ func TestVMRouter(t *testing.T) {
 		t.Errorf("disk %d, partition %d, file system %d: not grown to the disk", disk, partition, filesystem)
 	}
 	settled(t, ctx, m)
-	for _, unit := range []string{"docker.service", "docker.socket", "containerd.service", "cloud-init.service"} {
-		// systemd remembers whether a unit is enabled; is-enabled looks.
-		for _, question := range []string{"is-active", "is-enabled"} {
-			result, err := m.Agent().Exec(ctx, "/usr/bin/systemctl", question, unit)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := strings.TrimSpace(string(result.Stdout)); got != "inactive" && got != "disabled" {
-				t.Errorf("systemctl %s %s says %q", question, unit, got)
-			}
-		}
-	}
+	wantOff(t, ctx, m, []string{"docker.service", "docker.socket", "containerd.service", "cloud-init.service"})
 	wantNeighbours(t, ctx, m, true)
 	if got := output(t, ctx, m, "/usr/bin/systemctl", "show", "-p", "MainPID,ActiveState", "nodeagent.service"); got != "MainPID=0\nActiveState=active\n" {
 		t.Errorf("nodeagent.service: %q, want active without a process", got)
