@@ -25,7 +25,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -463,14 +462,8 @@ func TestUnwrapMemory(t *testing.T) {
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		start := time.Now()
 		unwrap(raw)
-		took := time.Since(start)
 		runtime.ReadMemStats(&after)
-		t.Logf("%-16s %4d MiB %v", name, (after.TotalAlloc-before.TotalAlloc)>>20, took)
-		if took > time.Minute {
-			t.Errorf("%s: unwrap took %v", name, took)
-		}
 		if allocated := after.TotalAlloc - before.TotalAlloc; allocated > 64*maxUnpacked {
 			t.Errorf("%s: unwrap allocated %d MiB", name, allocated>>20)
 		}
