@@ -232,7 +232,7 @@ func TestFetchWhileADriveHangs(t *testing.T) {
 	if err != nil || string(got.Raw) != "from the router" {
 		t.Errorf("got %q, %v; want the router's userdata", got.Raw, err)
 	}
-	_, err = fetch(t.Context(), local, FetchOptions{BaseURLs: nowhere(), Timeout: 100 * time.Millisecond}, nil, quiet)
+	_, err = fetch(t.Context(), local, FetchOptions{BaseURLs: nowhere(), Timeout: time.Second}, nil, quiet)
 	if err == nil || !strings.Contains(err.Error(), "/dev/sr1: cannot be read: no answer for 5ms") {
 		t.Errorf("error %v, want the drive that does not answer in it", err)
 	}
@@ -295,7 +295,7 @@ func TestFetchBrokenMedium(t *testing.T) {
 	m = bare(t)
 	attach(t, m, "sr0", "")
 	m.Write("/dev/sr0", string(image[:30*2048]))
-	_, err = Fetch(t.Context(), m.Host(), FetchOptions{BaseURLs: nowhere(), Timeout: 50 * time.Millisecond}, quiet)
+	_, err = Fetch(t.Context(), m.Host(), FetchOptions{BaseURLs: nowhere(), Timeout: time.Second}, quiet)
 	if err == nil || !strings.Contains(err.Error(), "config drive /dev/sr0 (label config-2): cannot be read: unexpected EOF") {
 		t.Errorf("error %v, want that the config drive cannot be read", err)
 	}
@@ -316,7 +316,7 @@ func TestFetchConfigDriveWithoutUserdata(t *testing.T) {
 			if err != nil || string(got.Raw) != "from the router" {
 				t.Errorf("got %q, %v; want the router's", got.Raw, err)
 			}
-			_, err = Fetch(t.Context(), m.Host(), FetchOptions{BaseURLs: nowhere(), Timeout: 50 * time.Millisecond}, quiet)
+			_, err = Fetch(t.Context(), m.Host(), FetchOptions{BaseURLs: nowhere(), Timeout: time.Second}, quiet)
 			if err == nil || fault.As(err).Code != fault.UserdataUnreachable ||
 				!strings.Contains(err.Error(), "config drive /dev/sr1 (label config-2): it has no userdata; given address http://127.0.0.1:1: dial") {
 				t.Errorf("error %v, want the drive without userdata and the router named", err)

@@ -49,7 +49,7 @@ func TestReadNoCloud(t *testing.T) {
 func TestOwnSeedIsNoSource(t *testing.T) {
 	t.Parallel()
 	m := bare(t)
-	options := FetchOptions{BaseURLs: nowhere(), Timeout: 20 * time.Millisecond}
+	options := FetchOptions{BaseURLs: nowhere(), Timeout: time.Second}
 	m.Write(seedFolder+"/user-data", "#cloud-config\n# the lab's\n")
 	m.Write(seedFolder+"/meta-data", "instance-id: lab-1\n")
 	lab, err := Fetch(t.Context(), m.Host(), options, quiet)
@@ -94,7 +94,7 @@ func TestNoSeedIsNoSource(t *testing.T) {
 	if _, err := WriteSeed(m.Host(), data, []byte("#cloud-config\n")); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Fetch(t.Context(), m.Host(), FetchOptions{BaseURLs: nowhere(), Timeout: 20 * time.Millisecond}, quiet)
+	_, err := Fetch(t.Context(), m.Host(), FetchOptions{BaseURLs: nowhere(), Timeout: time.Second}, quiet)
 	if err == nil || fault.As(err).Code != fault.UserdataUnreachable || strings.Contains(err.Error(), "seed") {
 		t.Errorf("error %v, want no userdata and nothing about a seed", err)
 	}
@@ -125,7 +125,7 @@ func TestSeedFolderIsHostile(t *testing.T) {
 			if err := test.make(m.Path(labSeedFolder + "/user-data")); err != nil {
 				t.Fatal(err)
 			}
-			_, err := Fetch(t.Context(), m.Host(), FetchOptions{BaseURLs: nowhere(), Timeout: 20 * time.Millisecond}, quiet)
+			_, err := Fetch(t.Context(), m.Host(), FetchOptions{BaseURLs: nowhere(), Timeout: time.Second}, quiet)
 			if err == nil || !strings.Contains(err.Error(), "NoCloud seed "+labSeedFolder+": ") || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("error %v, want %q of the seed", err, test.want)
 			}

@@ -56,7 +56,7 @@ func TestFetchBrokenBootArg(t *testing.T) {
 	if err != nil || string(got.Raw) != "from the router" {
 		t.Errorf("got %q, %v; want the router's", got.Raw, err)
 	}
-	options.BaseURLs, options.Timeout = nowhere(), 20*time.Millisecond
+	options.BaseURLs, options.Timeout = nowhere(), time.Second
 	if _, err = Fetch(t.Context(), bare(t).Host(), options, quiet); err == nil || !strings.Contains(err.Error(), "boot arg userdata=: cannot read it as base64") {
 		t.Errorf("error %v, want the boot arg named", err)
 	}
