@@ -25,7 +25,7 @@ func packages() []string {
 		"containerd", "runc", "docker.io",
 		"cloud-init", "cloud-guest-utils", "qemu-guest-agent", "openssh-server",
 		"ifupdown", "isc-dhcp-client", "iproute2", "ethtool", "conntrack", "socat", "curl",
-		"iptables", "nftables", "arptables", "ebtables", "ipset",
+		"iptables", "nftables", "arptables", "ebtables", "ipset", "irqbalance",
 		"e2fsprogs", "fdisk", "parted", "eject",
 		"ca-certificates", "kmod", "less", "procps", "sudo",
 	}

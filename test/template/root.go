@@ -69,6 +69,9 @@ func disabledUnits() []string {
 	}
 }
 
+// rootPassword is "password", which is what CloudStack's template has.
+const rootPassword = "$6$nodeagent$3Qb7wfTrODiaj72gAZhlx0jiZr01bY4u57UYnKXvn1n6CNnovinIgnVyxOcw.NGDos6YihFqplloGraxzb3Dm/"
+
 // configure gives the root the state in which CloudStack's template build leaves
 // it (tools/appliance/systemvmtemplate of apache/cloudstack).
 func configure(ctx context.Context, tools runner, r release, gpt bool, root string) error {
@@ -90,6 +93,7 @@ func configure(ctx context.Context, tools runner, r release, gpt bool, root stri
 		{"groupadd", "--force", "--system", "admin"},
 		{"useradd", "--uid", "1000", "--create-home", "--shell", "/bin/bash", "--comment", "Cloud User",
 			"--groups", "audio,cdrom,video,admin", "cloud"},
+		{"usermod", "--password", rootPassword, "root"},
 		append([]string{"systemctl", "--quiet", "disable"}, slices.Concat(disabledUnits(), r.cloudInit)...),
 		{"systemctl", "--quiet", "enable", "cloud-preinit", "cloud-early-config", "cloud-postinit"},
 	} {

@@ -91,8 +91,9 @@ func wantOtherRole(t *testing.T, ctx context.Context, m *cloud.Machine, role str
 	settled(t, ctx, m)
 	wantNoContainers(t, ctx, m, role)
 	wantNeighbours(t, ctx, m, true)
-	if ports := output(t, ctx, m, "/usr/bin/grep", "-h", "^Port ", "/etc/ssh/sshd_config"); ports != "Port 3922\n" {
-		t.Errorf("%s: sshd_config has %q; the port is CloudStack's scripts' to set", role, ports)
+	port := map[bool]string{true: "22", false: "3922"}[role == "sharedfsvm"]
+	if got := output(t, ctx, m, "/usr/bin/grep", "-h", "^Port ", "/etc/ssh/sshd_config"); got != "Port "+port+"\n" {
+		t.Errorf("%s: sshd_config has %q, want the port %s that CloudStack's scripts have set", role, got, port)
 	}
 }
 
