@@ -34,6 +34,7 @@ deb: ## Build the Debian package in dist/ (ARCH=arm64: on any machine)
 	$(GO_BUILD) -o $(STAGE)/nodeagent ./cmd/nodeagent
 	GOARCH= go run -tags docs ./cmd/nodeagent docs $(STAGE)
 	GOARCH= go run ./packaging/changelog $(VERSION) '$(MAINTAINER)' <CHANGELOG.md >$(STAGE)/changelog.Debian
+	GOARCH= go run ./packaging/copyright $(ARCH) ./cmd/nodeagent >$(STAGE)/copyright
 	gzip -9n $(STAGE)/man/* $(STAGE)/changelog.Debian
 	VERSION=$(VERSION) ARCH=$(ARCH) STAGE=$(STAGE) MAINTAINER='$(MAINTAINER)' GOFLAGS= GOARCH= \
 		$(NFPM) package -p deb -f packaging/nfpm.yaml -t $(DEB)

@@ -150,8 +150,6 @@ func (linux) resizeBtrfs(mountPoint string, id uint64, size int64) error {
 		err = errors.New("a balance, a device replacement or another resize is running")
 	case err == nil && result != 0:
 		err = fmt.Errorf("the kernel returned %d", result)
-	case errors.Is(err, unix.EPERM) && !hasCapability(unix.CAP_SYS_ADMIN):
-		err = errors.New("growing btrfs needs CAP_SYS_ADMIN, which this process does not have")
 	}
-	return os.NewSyscallError("BTRFS_IOC_RESIZE", err)
+	return os.NewSyscallError("BTRFS_IOC_RESIZE", host.Explain(err, unix.CAP_SYS_ADMIN))
 }

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"nodeagent/internal/host"
 )
 
 // disk is a whole disk, or a file with the content of one.
@@ -36,7 +38,10 @@ type disk interface {
 // linux is the machine this program runs on.
 type linux struct{}
 
-func (linux) openPartition(device string) (partitionReader, error) { return os.Open(device) }
+func (linux) openPartition(device string) (partitionReader, error) {
+	file, err := os.Open(device)
+	return file, host.Explain(err, unix.CAP_DAC_OVERRIDE)
+}
 
 // openDisk looks at what the name stands for before it opens it: opening a pipe
 // would wait for its other end.
@@ -88,7 +93,8 @@ func (d *blockDisk) open(mode int) (*os.File, error) {
 	if !d.file {
 		mode |= unix.O_DIRECT
 	}
-	return os.OpenFile(d.device, mode|unix.O_CLOEXEC, 0)
+	file, err := os.OpenFile(d.device, mode|unix.O_CLOEXEC, 0)
+	return file, host.Explain(err, unix.CAP_DAC_OVERRIDE)
 }
 
 func (d *blockDisk) measure() error {
@@ -222,12 +228,10 @@ func (d *blockDisk) ResizePartition(number int, start, size int64) error {
 		switch errno {
 		case 0:
 			return nil
-		case unix.EACCES, unix.EPERM:
-			return os.NewSyscallError("BLKPG_RESIZE_PARTITION", errors.New("resizing a partition needs CAP_SYS_ADMIN"))
 		case unix.EBUSY:
 			return os.NewSyscallError("BLKPG_RESIZE_PARTITION", errors.New("the kernel has another partition there"))
 		}
-		return os.NewSyscallError("BLKPG_RESIZE_PARTITION", errno)
+		return host.Explain(os.NewSyscallError("BLKPG_RESIZE_PARTITION", errno), unix.CAP_SYS_ADMIN)
 	})
 }
 

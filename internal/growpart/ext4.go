@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeagent/internal/fault"
+	"nodeagent/internal/host"
 )
 
 // ext4 is what matters of an ext4 superblock (also of ext2 and ext3, which the
@@ -122,10 +123,8 @@ const ext4IocResizeFS = 0x40086610
 func (linux) resizeExt4(mountPoint string, blocks int64) error {
 	count := uint64(blocks)
 	_, err := ioctlMount(mountPoint, ext4IocResizeFS, unsafe.Pointer(&count))
-	switch {
-	case errors.Is(err, unix.EPERM) && !hasCapability(unix.CAP_SYS_RESOURCE):
-		err = errors.New("growing ext4 needs CAP_SYS_RESOURCE, which this process does not have")
-	case errors.Is(err, unix.EPERM):
+	switch err = host.Explain(err, unix.CAP_SYS_RESOURCE); {
+	case err == unix.EPERM: // it has the capability
 		err = errors.New("the kernel does not permit it; `journalctl -k` says why")
 	case errors.Is(err, unix.EBUSY):
 		err = errors.New("another program is resizing it")

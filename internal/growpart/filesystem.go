@@ -55,14 +55,3 @@ func ioctlMount(mountPoint string, request uintptr, argument unsafe.Pointer) (in
 	}
 	return int(result), nil
 }
-
-// hasCapability says whether this process has a capability; true when the kernel
-// does not tell.
-func hasCapability(capability uint) bool {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return true
-	}
-	return data[capability/32].Effective&(1<<(capability%32)) != 0
-}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeagent/internal/fault"
+	"nodeagent/internal/host"
 )
 
 // xfs is what matters of a mounted xfs.
@@ -105,11 +106,8 @@ type xfsGrowth struct {
 func (linux) growXFS(mountPoint string, blocks uint64, inodesMax uint32) error {
 	request := xfsGrowth{blocks: blocks, inodesMax: inodesMax}
 	_, err := ioctlMount(mountPoint, xfsIocFSGrowFSData, unsafe.Pointer(&request))
-	switch {
-	case errors.Is(err, unix.EPERM) && !hasCapability(unix.CAP_SYS_ADMIN):
-		err = errors.New("growing xfs needs CAP_SYS_ADMIN, which this process does not have")
-	case errors.Is(err, unix.EWOULDBLOCK):
+	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = errors.New("another program is resizing it")
 	}
-	return os.NewSyscallError("XFS_IOC_FSGROWFSDATA", err)
+	return os.NewSyscallError("XFS_IOC_FSGROWFSDATA", host.Explain(err, unix.CAP_SYS_ADMIN))
 }

@@ -5,34 +5,30 @@ package host
 import (
 	"errors"
 	"fmt"
-	"os"
+	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // Explain adds to an error what the kernel keeps to itself: which of the
-// capabilities that a refused call takes (unix.CAP_SYS_ADMIN, ...) this process
-// lacks. The error may also be one of a program that was refused something. Any
-// other error, and that of a process that has them all, comes back as it is. It
-// reads /proc/self/status.
+// capabilities that a refused call takes (unix.CAP_SYS_ADMIN, ...) the calling thread,
+// and with it this process, lacks. The error may also be one of a program that was
+// refused something. Any other error, and that of a process that has them all, comes
+// back as it is.
 func Explain(err error, needed ...int) error {
-	if !isRefusal(err) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData // of 32 capabilities each
+	if err == nil || unix.Capget(&header, &sets[0]) != nil {
 		return err
 	}
-	status, readErr := os.ReadFile("/proc/self/status")
-	if readErr != nil {
-		return err
-	}
-	return explain(err, string(status), needed)
+	return explain(err, uint64(sets[1].Effective)<<32|uint64(sets[0].Effective), needed)
 }
 
-// explain is Explain for a process whose proc_pid_status(5) is given.
-func explain(err error, status string, needed []int) error {
-	effective, ok := effectiveCapabilities(status)
-	if !ok || !isRefusal(err) {
+// explain is Explain for a process whose effective set is given.
+func explain(err error, effective uint64, needed []int) error {
+	if !isRefusal(err) {
 		return err
 	}
 	var missing []string
@@ -47,6 +43,28 @@ func explain(err error, status string, needed []int) error {
 	return fmt.Errorf("%w: this process lacks %s", err, strings.Join(missing, " and "))
 }
 
+// explainFile is Explain for changes below a folder that may be somebody else's. What
+// only the owner may do, as in a sticky folder, is EPERM.
+func explainFile(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return Explain(err, unix.CAP_FOWNER)
+	}
+	return Explain(err, unix.CAP_DAC_OVERRIDE)
+}
+
+// taken are the capabilities without which a program cannot do what it is run for.
+func taken(program string) []int {
+	switch filepath.Base(program) {
+	case "modprobe":
+		return []int{unix.CAP_SYS_MODULE}
+	case "passwd": // makes /etc/shadow anew and gives it its owner
+		return []int{unix.CAP_CHOWN}
+	case "lvm":
+		return []int{unix.CAP_SYS_ADMIN}
+	}
+	return nil
+}
+
 // isRefusal says whether the kernel denied something, to this process or to a
 // program it ran.
 func isRefusal(err error) bool {
@@ -55,18 +73,10 @@ func isRefusal(err error) bool {
 	}
 	failed := (*CommandError)(nil)
 	return errors.As(err, &failed) && slices.ContainsFunc(failed.Tail, func(line string) bool {
-		return strings.Contains(line, "Operation not permitted") || strings.Contains(line, "Permission denied")
+		return strings.Contains(line, "Operation not permitted") || strings.Contains(line, "Permission denied") ||
+			// passwd(1) says no more when it cannot write.
+			strings.Contains(line, "failure while writing changes to ")
 	})
-}
-
-func effectiveCapabilities(status string) (set uint64, ok bool) {
-	for line := range strings.Lines(status) {
-		if text, found := strings.CutPrefix(line, "CapEff:"); found {
-			set, err := strconv.ParseUint(strings.TrimSpace(text), 16, 64)
-			return set, err == nil
-		}
-	}
-	return 0, false
 }
 
 // capabilityName is the name in linux/capability.h.

@@ -95,7 +95,7 @@ func (Exec) Run(ctx context.Context, command Command) ([]byte, error) {
 	if ctx.Err() != nil {
 		failed.Err = fmt.Errorf("%w (%v)", context.Cause(ctx), err)
 	}
-	return out.Bytes(), failed
+	return out.Bytes(), Explain(failed, taken(command.Path)...)
 }
 
 type limitedBuffer struct{ *bytes.Buffer }

@@ -61,7 +61,7 @@ func (h *Host) WriteFrom(name string, from io.Reader, mode fs.FileMode) (err err
 	path := h.Path(name)
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("cannot write %s: %w", name, err)
+			err = fmt.Errorf("cannot write %s: %w", name, explainFile(err))
 		}
 	}()
 	folder := filepath.Dir(path)
@@ -99,7 +99,7 @@ func (h *Host) Remove(name string) (changed bool, err error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return err == nil, err
+	return err == nil, explainFile(err)
 }
 
 // SyncDir makes the names in a folder durable.

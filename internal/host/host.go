@@ -44,8 +44,8 @@ func New() *Host {
 // Commander runs programs.
 type Commander interface {
 	// Run runs a program and waits for it. It returns what the program wrote to
-	// its standard output, also when it failed. A failure is a *CommandError;
-	// when ctx ends first the program's process group is killed and ctx's error
+	// its standard output, also when it failed. A failure has a *CommandError
+	// in its chain; when ctx ends first the program's process group is killed and ctx's error
 	// is in the chain.
 	Run(ctx context.Context, command Command) ([]byte, error)
 }

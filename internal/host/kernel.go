@@ -16,10 +16,10 @@ type LinuxKernel struct{}
 // MountReadOnly implements Kernel.
 func (LinuxKernel) MountReadOnly(device, target, fstype string) error {
 	if err := os.MkdirAll(target, 0o755); err != nil {
-		return err
+		return explainFile(err)
 	}
 	flags := uintptr(unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC)
-	return os.NewSyscallError("mount", unix.Mount(device, target, fstype, flags, ""))
+	return explainAdmin("mount", unix.Mount(device, target, fstype, flags, ""))
 }
 
 // Unmount implements Kernel.
@@ -28,7 +28,7 @@ func (LinuxKernel) Unmount(target string) error {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
-	return os.NewSyscallError("umount", err)
+	return explainAdmin("umount", err)
 }
 
 // SwapOff implements Kernel.
@@ -38,7 +38,7 @@ func (LinuxKernel) SwapOff(path string) error {
 		return err
 	}
 	if _, _, errno := unix.Syscall(unix.SYS_SWAPOFF, uintptr(unsafe.Pointer(name)), 0, 0); errno != 0 {
-		return os.NewSyscallError("swapoff", errno)
+		return explainAdmin("swapoff", errno)
 	}
 	return nil
 }
@@ -48,5 +48,10 @@ func (LinuxKernel) Sync() { unix.Sync() }
 
 // SetHostname implements Kernel.
 func (LinuxKernel) SetHostname(name string) error {
-	return os.NewSyscallError("sethostname", unix.Sethostname([]byte(name)))
+	return explainAdmin("sethostname", unix.Sethostname([]byte(name)))
+}
+
+// explainAdmin is for the calls above, all of which take CAP_SYS_ADMIN.
+func explainAdmin(call string, err error) error {
+	return Explain(os.NewSyscallError(call, err), unix.CAP_SYS_ADMIN)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"nodeagent/internal/host/hosttest"
 )
@@ -230,5 +231,14 @@ func TestApplyNamesAMissingNIC(t *testing.T) {
 		func(string, ...any) {})
 	if err == nil || !strings.Contains(err.Error(), "eth7: no such NIC (has: lo)") {
 		t.Errorf("error = %v, want the missing NIC and those there are", err)
+	}
+}
+
+func TestApplyNamesTheCapability(t *testing.T) {
+	inNamespace(t)
+	hosttest.DropCapabilities(t, unix.CAP_NET_ADMIN)
+	_, err := Apply(t.Context(), hosttest.New(t).Host(), Network{}, t.Logf)
+	if err == nil || !strings.HasSuffix(err.Error(), "operation not permitted: this process lacks CAP_NET_ADMIN") {
+		t.Errorf("error = %v, want the capability", err)
 	}
 }

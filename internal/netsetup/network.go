@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
@@ -71,7 +72,7 @@ func Apply(ctx context.Context, h *host.Host, network Network, report host.Repor
 	}
 	defer handle.Close()
 	if err := bringUp(handle, "lo"); err != nil {
-		return fail(err)
+		return fail(host.Explain(err, unix.CAP_NET_ADMIN))
 	}
 	for _, nic := range network.Interfaces {
 		if !nic.Address.IsValid() {
@@ -84,7 +85,7 @@ func Apply(ctx context.Context, h *host.Host, network Network, report host.Repor
 		changes, err := configure(handle, link, nic)
 		done = append(done, changes...)
 		if err != nil {
-			return fail(fmt.Errorf("%s: %w", nic.Name, err))
+			return fail(host.Explain(fmt.Errorf("%s: %w", nic.Name, err), unix.CAP_NET_ADMIN))
 		}
 	}
 	return done, nil

@@ -10,6 +10,8 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
 )
@@ -104,7 +106,7 @@ func setSysctls(h *host.Host, sysctls []sysctl) (set int, err error) {
 			continue
 		}
 		if err := os.WriteFile(h.Path(s.path()), []byte(s.value), 0o644); err != nil {
-			return set, fmt.Errorf("sysctl %s: %w", s.name, err)
+			return set, fmt.Errorf("sysctl %s: %w", s.name, host.Explain(err, unix.CAP_NET_ADMIN)) // all are the network's
 		}
 		set++
 	}

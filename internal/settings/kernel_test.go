@@ -6,9 +6,12 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"nodeagent/internal/host"
 	"nodeagent/internal/host/hosttest"
@@ -135,5 +138,23 @@ func TestCorrectSysctls(t *testing.T) {
 		if again, count := correctSysctls(got, sysctls); again != got || count != 0 {
 			t.Errorf("correctSysctls(%q) a second time = %q, %d", test.conf, again, count)
 		}
+	}
+}
+
+func TestSysctlsNameTheCapability(t *testing.T) {
+	if os.Getuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("this test needs root to make a network namespace")
+		}
+		t.Skip("this test needs root to make a network namespace")
+	}
+	runtime.LockOSThread() // it ends with the test
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	hosttest.DropCapabilities(t, unix.CAP_NET_ADMIN)
+	_, err := setSysctls(&host.Host{}, []sysctl{{"net.ipv4.ip_forward", "1"}})
+	if err == nil || !strings.HasPrefix(err.Error(), "sysctl net.ipv4.ip_forward: ") || !strings.HasSuffix(err.Error(), ": this process lacks CAP_NET_ADMIN") {
+		t.Errorf("error = %v, want the capability", err)
 	}
 }

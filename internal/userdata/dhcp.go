@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+	"golang.org/x/sys/unix"
+
+	"nodeagent/internal/host"
 )
 
 // DHCPServer asks for the DHCP server of the network behind a device and returns
@@ -18,7 +21,7 @@ import (
 func DHCPServer(ctx context.Context, device string) (netip.Addr, error) {
 	client, err := nclient4.New(device, nclient4.WithTimeout(4*time.Second), nclient4.WithRetry(2))
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("cannot ask for a DHCP server on %s: %w", device, err)
+		return netip.Addr{}, fmt.Errorf("cannot ask for a DHCP server on %s: %w", device, host.Explain(err, unix.CAP_NET_RAW))
 	}
 	defer client.Close()
 	offer, err := client.DiscoverOffer(ctx)

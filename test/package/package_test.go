@@ -53,6 +53,7 @@ func TestPackage(t *testing.T) {
 			t.Run("contents", func(t *testing.T) { checkContents(t, b) })
 			t.Run("control", func(t *testing.T) { checkControl(t, b) })
 			t.Run("binary", func(t *testing.T) { checkBinary(t, b) })
+			t.Run("copyright", func(t *testing.T) { checkCopyright(t, b) })
 		})
 	}
 	t.Run("arm64 does what amd64 does", func(t *testing.T) { compareRuns(t, amd64, arm64) })
@@ -154,6 +155,25 @@ func checkBinary(t *testing.T, b built) {
 	for _, module := range info.Deps {
 		if strings.Contains(module.Path, "md2man") {
 			t.Errorf("the generator of the docs is in it: %s", module.Path)
+		}
+	}
+}
+
+// The licences of what is linked want their notices shipped with the program.
+func checkCopyright(t *testing.T, b built) {
+	info, err := buildinfo.ReadFile(b.binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := read(t, filepath.Join(b.root, "usr/share/doc/nodeagent/copyright"))
+	want := []string{"\n std@" + info.GoVersion + "/*\n", "\n k8s.io/cri-api@", "/usr/share/common-licenses/Apache-2.0",
+		"\nLicense: Expat\n Permission is hereby granted, free of charge, to any person", "\n Copyright (c) 2014 Simon Eskildsen\n"}
+	for _, module := range info.Deps {
+		want = append(want, "\n "+module.Path+"@"+module.Version+"/*\n")
+	}
+	for _, part := range want {
+		if !strings.Contains(text, part) {
+			t.Errorf("the copyright file lacks %q", part)
 		}
 	}
 }
