@@ -45,7 +45,7 @@ func checkGates(ctx context.Context, h *host.Host, nodeName string, instance *ag
 	}
 	checks := []check{
 		{name: "ssh", probe: probeSSH},
-		{name: "api", probe: asking(h, func(api *kubeadm.API) (string, error) {
+		{name: "api", probe: asking(h, kubeadm.OpenAPI, func(api *kubeadm.API) (string, error) {
 			version, err := api.Version(ctx)
 			return "/version says " + version, err
 		})},
@@ -53,11 +53,11 @@ func checkGates(ctx context.Context, h *host.Host, nodeName string, instance *ag
 			_, err := h.ReadFile(kubeadm.AdminConf)
 			return kubeadm.AdminConf, err
 		}},
-		{name: "node-ready", probe: asking(h, func(api *kubeadm.API) (string, error) {
+		{name: "node-ready", probe: asking(h, kubeadm.OpenNodeAPI, func(api *kubeadm.API) (string, error) {
 			ready, detail, err := api.NodeReady(ctx, strings.ToLower(nodeName))
 			return detail, notOK(ready, detail, err)
 		})},
-		{name: "dashboard", cluster: true, probe: asking(h, func(api *kubeadm.API) (string, error) { return probeDashboard(ctx, api) })},
+		{name: "dashboard", cluster: true, probe: asking(h, kubeadm.OpenAPI, func(api *kubeadm.API) (string, error) { return probeDashboard(ctx, api) })},
 		{name: "success", probe: func(context.Context) (string, error) {
 			text, err := h.ReadFile(successFile)
 			if err == nil && strings.TrimSpace(string(text)) != "true" {
@@ -69,7 +69,7 @@ func checkGates(ctx context.Context, h *host.Host, nodeName string, instance *ag
 	if instance != nil {
 		// The server asks only control nodes for the cluster, and an etcd node has
 		// no marker.
-		asked := map[string][]string{"join": {"ssh", "success"}, "etcd": {"ssh"}, "none": {"ssh"}}[instance.Mode]
+		asked := map[string][]string{"join": {"ssh", "node-ready", "success"}, "etcd": {"ssh"}, "none": {"ssh"}}[instance.Mode]
 		checks = slices.DeleteFunc(checks, func(c check) bool { return asked != nil && !slices.Contains(asked, c.name) })
 	}
 	gates := make([]gate, len(checks))
@@ -108,9 +108,9 @@ func probeSSH(ctx context.Context) (string, error) {
 }
 
 // asking opens the API for a probe that asks it.
-func asking(h *host.Host, probe func(api *kubeadm.API) (string, error)) func(context.Context) (string, error) {
+func asking(h *host.Host, open func(*host.Host) (*kubeadm.API, error), probe func(api *kubeadm.API) (string, error)) func(context.Context) (string, error) {
 	return func(context.Context) (string, error) {
-		api, err := kubeadm.OpenAPI(h)
+		api, err := open(h)
 		if err != nil {
 			return "", err
 		}

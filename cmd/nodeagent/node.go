@@ -577,6 +577,14 @@ func (n *node) version() string {
 	return n.installed.Version
 }
 
+func (n *node) registry() *kubeadm.Registry {
+	r := n.intent.Registry
+	if r == nil {
+		return nil
+	}
+	return &kubeadm.Registry{Host: r.Host, URL: r.URL, Username: r.Username, Password: r.Password, Token: r.Token}
+}
+
 func (n *node) configureContainerd(ctx context.Context, report host.Report) (agent.Result, error) {
 	images, err := kubeadm.Images(ctx, n.host, n.version(), n.initPlan().ImageRepository())
 	if err != nil {
@@ -587,7 +595,7 @@ func (n *node) configureContainerd(ctx context.Context, report host.Report) (age
 	if err != nil {
 		return agent.Result{}, fault.Wrap(fault.SandboxMismatch, err, "cannot tell the sandbox image")
 	}
-	changed, err := kubeadm.ConfigureContainerd(ctx, n.host, sandbox, report)
+	changed, err := kubeadm.ConfigureContainerd(ctx, n.host, sandbox, n.registry(), report)
 	return changedNote("sandbox image "+sandbox, changed), err
 }
 
@@ -630,12 +638,54 @@ func (n *node) initPlan() kubeadm.InitPlan {
 	}
 }
 
+func (n *node) joinPlan() kubeadm.JoinPlan {
+	return kubeadm.JoinPlan{
+		NodeName:          strings.ToLower(n.args.Name()),
+		Version:           n.version(),
+		Endpoint:          n.intent.Endpoint,
+		Token:             n.intent.Token,
+		CAHashes:          n.intent.Discovery.CAHashes,
+		UnsafeSkipCA:      n.intent.Discovery.UnsafeSkipCA,
+		TLSBootstrapToken: n.intent.Discovery.TLSBootstrapToken,
+		ControlPlane:      n.intent.Mode == userdata.ModeJoinControlPlane,
+		AdvertiseAddress:  n.address().String(),
+		CertificateKey:    n.intent.CertificateKey,
+		Flags:             n.intent.KubeadmFlags(),
+	}
+}
+
+// joinPatience is how long a node that joins waits for its cluster: CloudStack
+// starts all machines of a cluster before it attaches the first ISO, and gives the
+// whole an hour.
+func (n *node) joinPatience() time.Duration {
+	if n.intent.Joins() {
+		return 75 * time.Minute
+	}
+	return 0
+}
+
 func (n *node) runKubeadm(ctx context.Context, report host.Report) (agent.Result, error) {
-	err := kubeadm.Init(ctx, n.host, n.initPlan(), report)
-	return agent.Result{Note: "control plane " + n.version()}, err
+	if !n.intent.Joins() {
+		err := kubeadm.Init(ctx, n.host, n.initPlan(), report)
+		return agent.Result{Note: "control plane " + n.version()}, err
+	}
+	plan := n.joinPlan()
+	ca, err := kubeadm.Join(ctx, n.host, plan, report)
+	what := "worker "
+	if plan.ControlPlane {
+		what = "one more control plane "
+	}
+	result := agent.Result{Note: what + n.version() + " of " + n.intent.Endpoint}
+	if ca.Hash != "" && !ca.Verified {
+		result.Note += "; CA not verified, it was " + ca.Hash
+	}
+	return result, err
 }
 
 func (n *node) applyAddOns(ctx context.Context, report host.Report) (agent.Result, error) {
+	if n.intent.Joins() {
+		return agent.Result{Skipped: true, Note: "the first control node's"}, nil
+	}
 	return agent.Result{}, kubeadm.ApplyAddOns(ctx, n.host, kubeadm.AddOns{ExternalCNI: n.intent.ExternalCNI}, report)
 }
 

@@ -37,12 +37,29 @@ const (
 	ImageMissing        Code = "image-missing"
 	KubeadmPreflight    Code = "kubeadm-preflight"
 	KubeadmInitFailed   Code = "kubeadm-init-failed"
-	AddOnFailed         Code = "add-on-failed"
-	NodeNotReady        Code = "node-not-ready"
-	Timeout             Code = "timeout"
-	Interrupted         Code = "interrupted"
-	StateUnreadable     Code = "state-unreadable"
-	Internal            Code = "internal"
+	KubeadmJoinFailed   Code = "kubeadm-join-failed"
+	APIUnreachable      Code = "api-unreachable"
+	ClockSkew           Code = "clock-skew"
+
+	ClusterCAMismatch     Code = "cluster-ca-mismatch"
+	APICertificateInvalid Code = "api-certificate-invalid"
+	JoinTokenInvalid      Code = "join-token-invalid"
+	CertificateKeyExpired Code = "certificate-key-expired"
+	CertificateKeyWrong   Code = "certificate-key-wrong"
+	ClusterNotJoinable    Code = "cluster-not-joinable"
+	NodeNameTaken         Code = "node-name-taken"
+	VersionSkew           Code = "version-skew"
+	EtcdLearnerLimit      Code = "etcd-learner-limit"
+	EtcdUnhealthy         Code = "etcd-unhealthy"
+	KubeletFailed         Code = "kubelet-failed"
+	ControlPlaneFailed    Code = "control-plane-failed"
+
+	AddOnFailed     Code = "add-on-failed"
+	NodeNotReady    Code = "node-not-ready"
+	Timeout         Code = "timeout"
+	Interrupted     Code = "interrupted"
+	StateUnreadable Code = "state-unreadable"
+	Internal        Code = "internal"
 )
 
 // Entry explains a code.
@@ -89,6 +106,32 @@ func Catalogue() []Entry {
 		{ImageMissing, "The ISO lacks a container image kubeadm needs.", "Build the ISO again: its docker/ folder must hold all of `kubeadm config images list`."},
 		{KubeadmPreflight, "kubeadm's preflight checks found this machine unfit.", "Mend what the lines below name, then `systemctl restart nodeagent`."},
 		{KubeadmInitFailed, "kubeadm init failed.", "See the lines below and `journalctl -u kubelet`, then `systemctl restart nodeagent`."},
+		{KubeadmJoinFailed, "kubeadm join failed.", "See the lines below and `journalctl -u kubelet`, then `systemctl restart nodeagent`."},
+		{APIUnreachable, "The cluster's API server did not answer this node.",
+			"Check that the first control node came up (`nodeagent status` there) and that nothing blocks port 6443 to it; one that takes connections but stays silent has lost its etcd. Then `systemctl restart nodeagent`."},
+		{ClockSkew, "This machine's clock and the API server's differ too much.",
+			"Check the time service on both (`timedatectl`) and that they reach their time servers; then `systemctl restart nodeagent`."},
+		{ClusterCAMismatch, "The cluster that answers is not the one the userdata names: its CA is another.",
+			"Compare the hash in the userdata with the cluster's CA and the address with the cluster's; a node must not join a cluster that cannot prove itself."},
+		{APICertificateInvalid, "The API server's certificate is not for the address this node reaches it at.",
+			"Join at an address that the certificate names, or add this one to the cluster's certSANs and renew the certificate on its control nodes."},
+		{JoinTokenInvalid, "The cluster does not accept the join token.",
+			"Make a new one with `kubeadm token create` on a control node and give it to this node in its userdata; check too that the address is of the right cluster."},
+		{CertificateKeyExpired, "The cluster no longer holds the certificates that a further control node needs.",
+			"Upload them again on a control node (`kubeadm init phase upload-certs --upload-certs --certificate-key KEY`, KEY being that of this node's userdata), then `systemctl restart nodeagent` within two hours."},
+		{CertificateKeyWrong, "The certificate key does not open the certificates that the cluster holds.",
+			"Give this node the key they were uploaded with, or upload them again with this node's (`kubeadm init phase upload-certs --upload-certs --certificate-key KEY` on a control node)."},
+		{ClusterNotJoinable, "The cluster answers, but lacks what nodes join by.",
+			"Check that kubeadm init came to its end on the first control node; `kubeadm init phase upload-config all` and `kubeadm init phase bootstrap-token` there restore what the message names."},
+		{NodeNameTaken, "The cluster has another node of this name.", "Rename this VM, or remove the other node with `kubectl delete node` if it is gone; then `systemctl restart nodeagent`."},
+		{VersionSkew, "The Kubernetes version of the ISO does not fit the cluster's.", "Attach the ISO of the cluster's version, or upgrade the cluster first."},
+		{EtcdLearnerLimit, "Another control node is joining the cluster: etcd takes one at a time.",
+			"Nothing while another one joins. Otherwise a node has failed half way: remove its etcd member (`etcdctl member list`, `etcdctl member remove`) on a control node."},
+		{EtcdUnhealthy, "The cluster's etcd does not answer, or not all of its members do.",
+			"Look at the etcd members on a control node (`nodeagent status` there); remove one whose node is gone, then `systemctl restart nodeagent`."},
+		{KubeletFailed, "kubelet did not come up.", "See `journalctl -u kubelet` and `systemctl status kubelet`, then `systemctl restart nodeagent`."},
+		{ControlPlaneFailed, "The API server, controller manager or scheduler of this node did not come up.",
+			"See `crictl ps -a` and the logs below /var/log/pods, those of etcd first; then `systemctl restart nodeagent`."},
 		{AddOnFailed, "A manifest of the ISO could not be applied.", "Apply it by hand with /opt/bin/kubectl, or rebuild the ISO with a valid manifest."},
 		{NodeNotReady, "The node did not become Ready in time.", "See `kubectl describe node` and the pods of kube-system; a missing network plugin is the usual cause."},
 		{Timeout, "A step did not end within its time.", "See what it waited for in the message."},

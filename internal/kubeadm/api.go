@@ -5,8 +5,6 @@ package kubeadm
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,8 +14,6 @@ import (
 	"net/url"
 	"strings"
 	"time"
-
-	"go.yaml.in/yaml/v3"
 
 	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
@@ -39,99 +35,6 @@ const (
 	maxBackoff   = 2 * time.Second
 	watchSeconds = 300 // the API server ends a watch after this
 )
-
-// OpenAPI reads /etc/kubernetes/admin.conf. It does not call the server; a file
-// that does not exist yet is fs.ErrNotExist.
-func OpenAPI(h *host.Host) (*API, error) {
-	text, err := h.ReadFile(AdminConf)
-	if err != nil {
-		return nil, fmt.Errorf("cannot use the API: %w", err)
-	}
-	api, err := parseKubeconfig(text)
-	if err != nil {
-		return nil, fmt.Errorf("cannot use the API: %s: %w", AdminConf, err)
-	}
-	if api.bootID, err = h.BootID(); err != nil {
-		return nil, fmt.Errorf("cannot use the API: %w", err)
-	}
-	return api, nil
-}
-
-// parseKubeconfig reads the current context of a kubeconfig whose certificates
-// are in the file itself, as kubeadm writes it.
-func parseKubeconfig(text []byte) (*API, error) {
-	var config struct {
-		Current  string `yaml:"current-context"`
-		Contexts []struct {
-			Name    string
-			Context struct{ Cluster, User string }
-		}
-		Clusters []struct {
-			Name    string
-			Cluster struct {
-				Server string
-				CA     string `yaml:"certificate-authority-data"`
-			}
-		}
-		Users []struct {
-			Name string
-			User struct {
-				Certificate string `yaml:"client-certificate-data"`
-				Key         string `yaml:"client-key-data"`
-			}
-		}
-	}
-	if err := yaml.Unmarshal(text, &config); err != nil {
-		// The parser's message may quote the key.
-		return nil, errors.New("it is not valid YAML")
-	}
-	var clusterName, userName string
-	for _, c := range config.Contexts {
-		if c.Name == config.Current {
-			clusterName, userName = c.Context.Cluster, c.Context.User
-		}
-	}
-	api := &API{}
-	settings := &tls.Config{MinVersion: tls.VersionTLS12}
-	for _, c := range config.Clusters {
-		if c.Name != clusterName {
-			continue
-		}
-		api.server = c.Cluster.Server
-		ca, err := base64.StdEncoding.DecodeString(c.Cluster.CA)
-		if err != nil {
-			return nil, errors.New("its certificate authority is not base64")
-		}
-		settings.RootCAs = x509.NewCertPool()
-		if !settings.RootCAs.AppendCertsFromPEM(ca) {
-			return nil, errors.New("its certificate authority is no certificate")
-		}
-	}
-	if server, err := url.Parse(api.server); err != nil || server.Scheme != "https" || server.Host == "" {
-		return nil, fmt.Errorf("its server %q is no https address", api.server)
-	}
-	api.anonymous = client(settings.Clone())
-	for _, u := range config.Users {
-		if u.Name != userName {
-			continue
-		}
-		certificate, err1 := base64.StdEncoding.DecodeString(u.User.Certificate)
-		key, err2 := base64.StdEncoding.DecodeString(u.User.Key)
-		if err1 != nil || err2 != nil {
-			return nil, errors.New("its client certificate is not base64")
-		}
-		pair, err := tls.X509KeyPair(certificate, key)
-		if err != nil {
-			return nil, errors.New("its client certificate and key cannot be used")
-		}
-		settings.Certificates = []tls.Certificate{pair}
-	}
-	if len(settings.Certificates) == 0 {
-		return nil, errors.New("it has no client certificate")
-	}
-	api.admin = client(settings)
-	return api, nil
-}
 
 func client(settings *tls.Config) *http.Client {
 	return &http.Client{Transport: &http.Transport{
@@ -172,19 +75,29 @@ func (a *API) get(ctx context.Context, client *http.Client, path string) (io.Rea
 	}
 	request.Header.Set("Accept", "application/json")
 	reply, err := client.Do(request)
-	if failed := (*url.Error)(nil); errors.As(err, &failed) {
-		return nil, failed.Err // without the address, which every caller knows
-	}
 	if err != nil {
-		return nil, err
+		return nil, withoutAddress(err)
 	}
 	if reply.StatusCode == http.StatusOK {
 		return reply.Body, nil
 	}
 	defer reply.Body.Close()
+	return nil, statusError(reply)
+}
+
+// statusError reads an answer other than success.
+func statusError(reply *http.Response) error {
 	var status struct{ Message string }
 	_ = json.NewDecoder(io.LimitReader(reply.Body, 64<<10)).Decode(&status) // a plain text has no message
-	return nil, &StatusError{Code: reply.StatusCode, Message: status.Message}
+	return &StatusError{Code: reply.StatusCode, Message: status.Message}
+}
+
+// withoutAddress takes from a failed call what every caller knows.
+func withoutAddress(err error) error {
+	if failed := (*url.Error)(nil); errors.As(err, &failed) {
+		return failed.Err
+	}
+	return err
 }
 
 func (a *API) getJSON(ctx context.Context, client *http.Client, path string, into any) error {
@@ -211,8 +124,11 @@ func (a *API) Version(ctx context.Context) (string, error) {
 
 // nodeObject is a node as far as its readiness goes.
 type nodeObject struct {
-	Metadata struct{ Name string }
-	Status   struct {
+	Metadata struct {
+		Name   string
+		Labels map[string]string
+	}
+	Status struct {
 		Conditions []struct{ Type, Status, Reason, Message string }
 		NodeInfo   struct{ BootID string }
 	}
@@ -239,11 +155,13 @@ func (n nodeObject) ready(bootID string) (ready bool, detail string) {
 	return false, "the kubelet has not reported yet"
 }
 
+func nodePath(name string) string { return "/api/v1/nodes/" + url.PathEscape(strings.ToLower(name)) }
+
 // NodeReady says whether the node is Ready on this boot; detail is the reason in the kubelet's
 // words.
 func (a *API) NodeReady(ctx context.Context, name string) (ready bool, detail string, err error) {
 	var node nodeObject
-	err = a.getJSON(ctx, a.admin, "/api/v1/nodes/"+url.PathEscape(strings.ToLower(name)), &node)
+	err = a.getJSON(ctx, a.admin, nodePath(name), &node)
 	if status := (*StatusError)(nil); errors.As(err, &status) && status.Code == http.StatusNotFound {
 		return false, "the node has not registered yet", nil
 	}
@@ -329,7 +247,7 @@ func sleep(ctx context.Context, pause time.Duration) bool {
 // kubelet's reason until then. When ctx ends first the error is
 // fault.NodeNotReady with the last reason.
 func WaitReady(ctx context.Context, h *host.Host, nodeName string, report host.Report) error {
-	api, err := OpenAPI(h)
+	api, err := OpenNodeAPI(h)
 	if err != nil {
 		return fault.Wrap(fault.NodeNotReady, err, "cannot watch node %s", nodeName)
 	}

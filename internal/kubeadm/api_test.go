@@ -33,7 +33,7 @@ type testAPI struct {
 	kubeconfig string
 }
 
-// newTestAPI serves paths; those under /api and /apis and /readyz only for the
+// newTestAPI serves paths; but for /version and cluster-info only to the
 // administrator.
 func newTestAPI(t testing.TB, paths map[string]http.HandlerFunc) *testAPI {
 	t.Helper()
@@ -55,7 +55,7 @@ func newTestAPI(t testing.TB, paths map[string]http.HandlerFunc) *testAPI {
 	mux := http.NewServeMux()
 	for path, handler := range paths {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-			if path != "/version" && len(r.TLS.PeerCertificates) == 0 {
+			if path != "/version" && path != clusterInfoPath && len(r.TLS.PeerCertificates) == 0 {
 				w.WriteHeader(http.StatusForbidden)
 				fmt.Fprint(w, `{"message":"anonymous"}`)
 				return
@@ -96,7 +96,7 @@ users:
 
 func (s *testAPI) open(t testing.TB) *API {
 	t.Helper()
-	api, err := parseKubeconfig([]byte(s.kubeconfig))
+	api, err := parseKubeconfig([]byte(s.kubeconfig), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +272,7 @@ func TestParseKubeconfigRefuses(t *testing.T) {
 		if text == good {
 			t.Fatalf("%s: the text did not change", name)
 		}
-		if _, err := parseKubeconfig([]byte(text)); err == nil {
+		if _, err := parseKubeconfig([]byte(text), nil); err == nil {
 			t.Errorf("%s: it was taken", name)
 		} else if strings.Contains(err.Error(), "BEGIN") || len(err.Error()) > 200 {
 			t.Errorf("%s: error %q shows the file's content", name, err)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,9 +34,9 @@ type InitPlan struct {
 	Flags []string
 }
 
-// initConfig is an InitPlan ready to run: the configuration file, which holds
-// secrets, and the arguments kubeadm takes beside one.
-type initConfig struct {
+// config is a plan ready to run: the configuration file, which holds secrets, and
+// the arguments kubeadm takes beside one.
+type config struct {
 	file      []byte
 	args      []string
 	secrets   []string // to be kept out of logs and errors
@@ -51,29 +52,37 @@ func (p InitPlan) ImageRepository() string {
 }
 
 // renderInit turns a plan into what kubeadm is run with.
-func renderInit(plan InitPlan) (*initConfig, error) {
+func renderInit(plan InitPlan) (*config, error) {
 	b := newInitBuilder(plan)
 	flagErr := b.takeFlags(plan.Flags)
 	version := WithV(b.cluster.KubernetesVersion)
-	major, minor, err := minorVersion(version)
+	v1beta4, err := takesV1beta4(version)
 	if err := errors.Join(flagErr, err); err != nil {
 		return nil, fmt.Errorf("cannot write kubeadm's configuration: %w", err)
 	}
 	b.cluster.KubernetesVersion = version
-	file, err := b.render(major > 1 || minor >= 31)
+	file, err := b.render(v1beta4)
 	if err != nil {
 		return nil, fmt.Errorf("cannot write kubeadm's configuration: %w", err)
 	}
-	config := &initConfig{file: file, args: b.args, criSocket: b.init.NodeRegistration.CRISocket, skipped: b.init.SkipPhases}
+	c := &config{file: file, args: b.args, criSocket: b.init.NodeRegistration.CRISocket, skipped: b.init.SkipPhases}
 	for _, token := range b.init.BootstrapTokens {
-		config.secrets = append(config.secrets, token.Token)
-		if _, half, ok := strings.Cut(token.Token, "."); ok {
-			config.secrets = append(config.secrets, half) // the half that is secret
-		}
+		c.hide(token.Token)
 	}
-	config.secrets = append(config.secrets, b.init.CertificateKey)
-	config.secrets = slices.DeleteFunc(config.secrets, func(s string) bool { return s == "" })
-	return config, nil
+	c.hide(b.init.CertificateKey)
+	return c, nil
+}
+
+// hide keeps a secret out of logs and errors, of a bootstrap token also the half
+// that is secret.
+func (c *config) hide(text string) {
+	if text == "" {
+		return
+	}
+	c.secrets = append(c.secrets, text)
+	if _, half, ok := strings.Cut(text, "."); ok && half != "" {
+		c.secrets = append(c.secrets, half)
+	}
 }
 
 // The documents of kubeadm's configuration, as far as this package fills them:
@@ -111,7 +120,9 @@ type (
 		Directory string `yaml:"directory"`
 	}
 	timeouts struct {
-		ControlPlaneComponentHealthCheck string `yaml:"controlPlaneComponentHealthCheck"`
+		ControlPlaneComponentHealthCheck string `yaml:"controlPlaneComponentHealthCheck,omitempty"`
+		Discovery                        string `yaml:"discovery,omitempty"`
+		TLSBootstrap                     string `yaml:"tlsBootstrap,omitempty"`
 	}
 	clusterDocument struct {
 		APIVersion           string          `yaml:"apiVersion"`
@@ -203,106 +214,157 @@ func wholeTTL(text string) string {
 	return text
 }
 
-// initFlags are the flags of kubeadm init that have a place in the configuration
-// file; kubeadm refuses most of them beside one.
-var initFlags = map[string]func(b *initBuilder, value string) error{
-	"apiserver-advertise-address": func(b *initBuilder, v string) error { b.init.LocalAPIEndpoint.AdvertiseAddress = v; return nil },
-	"apiserver-bind-port": func(b *initBuilder, v string) (err error) {
-		b.init.LocalAPIEndpoint.BindPort, err = strconv.Atoi(v)
-		return err
-	},
-	"apiserver-cert-extra-sans": func(b *initBuilder, v string) error {
-		for san := range strings.SplitSeq(v, ",") {
-			if san != "" && !slices.Contains(b.cluster.APIServer.CertSANs, san) {
-				b.cluster.APIServer.CertSANs = append(b.cluster.APIServer.CertSANs, san)
-			}
-		}
-		return nil
-	},
-	"cert-dir":               func(b *initBuilder, v string) error { b.cluster.CertificatesDir = v; return nil },
-	"certificate-key":        func(b *initBuilder, v string) error { b.init.CertificateKey = v; return nil },
-	"control-plane-endpoint": func(b *initBuilder, v string) error { b.cluster.ControlPlaneEndpoint = v; return nil },
-	"cri-socket": func(b *initBuilder, v string) error {
-		if !strings.Contains(v, "://") {
-			v = "unix://" + v
-		}
-		b.init.NodeRegistration.CRISocket = v
-		return nil
-	},
-	"feature-gates": func(b *initBuilder, v string) error {
-		for gate := range strings.SplitSeq(v, ",") {
-			name, value, _ := strings.Cut(gate, "=")
-			on, err := strconv.ParseBool(value)
-			if err != nil {
-				return fmt.Errorf("want name=true or name=false")
-			}
-			if b.cluster.FeatureGates == nil {
-				b.cluster.FeatureGates = map[string]bool{}
-			}
-			b.cluster.FeatureGates[name] = on
-		}
-		return nil
-	},
-	"image-repository":   func(b *initBuilder, v string) error { b.cluster.ImageRepository = v; return nil },
-	"kubernetes-version": func(b *initBuilder, v string) error { b.cluster.KubernetesVersion = v; return nil },
-	"node-name":          func(b *initBuilder, v string) error { b.init.NodeRegistration.Name = v; return nil },
-	"patches":            func(b *initBuilder, v string) error { b.init.Patches = &patches{v}; return nil },
-	"pod-network-cidr":   func(b *initBuilder, v string) error { b.cluster.Networking.PodSubnet = v; return nil },
-	"service-cidr":       func(b *initBuilder, v string) error { b.cluster.Networking.ServiceSubnet = v; return nil },
-	"service-dns-domain": func(b *initBuilder, v string) error { b.cluster.Networking.DNSDomain = v; return nil },
-	"skip-phases": func(b *initBuilder, v string) error {
-		b.init.SkipPhases = append(b.init.SkipPhases, strings.Split(v, ",")...)
-		return nil
-	},
-	"token":     func(b *initBuilder, v string) error { b.token().Token = v; return nil },
-	"token-ttl": func(b *initBuilder, v string) error { b.token().TTL = wholeTTL(v); return nil },
+// places are the flags of the userdata's kubeadm command that have a place in the
+// configuration file; kubeadm refuses most of them beside one.
+type places map[string]func(value string) error
+
+// into is a flag whose value is stored as it is.
+func into(place *string) func(string) error {
+	return func(value string) error { *place = value; return nil }
 }
 
-// takeFlags puts every flag where it belongs; one that is not known goes to
-// kubeadm's command line as it is, so that it is kubeadm that judges it.
-func (b *initBuilder) takeFlags(flags []string) error {
+// intoNumber is a flag whose value is a number.
+func intoNumber(place *int) func(string) error {
+	return func(value string) (err error) { *place, err = strconv.Atoi(value); return err }
+}
+
+// intoList is a flag that may come several times, with several values each.
+func intoList(place *[]string) func(string) error {
+	return func(value string) error {
+		for item := range strings.SplitSeq(value, ",") {
+			if item != "" && !slices.Contains(*place, item) {
+				*place = append(*place, item)
+			}
+		}
+		return nil
+	}
+}
+
+// places are the flags that init and join have in common.
+func (r *nodeRegistration) places(skipPhases *[]string, patch **patches) places {
+	return places{
+		"cri-socket": func(v string) error {
+			if !strings.Contains(v, "://") {
+				v = "unix://" + v
+			}
+			r.CRISocket = v
+			return nil
+		},
+		"node-name":   into(&r.Name),
+		"patches":     func(v string) error { *patch = &patches{v}; return nil },
+		"skip-phases": intoList(skipPhases),
+	}
+}
+
+// take puts every flag where it belongs; one that is not known goes to kubeadm's
+// command line as it is, so that it is kubeadm that judges it. switches are those
+// known flags that need no value.
+func (p places) take(flags []string, switches ...string) (rest []string, err error) {
 	var problems []error
 	for i := 0; i < len(flags); i++ {
 		name, value, hasValue := strings.Cut(strings.TrimPrefix(flags[i], "--"), "=")
-		place := initFlags[name]
+		place := p[name]
 		if !strings.HasPrefix(flags[i], "--") || place == nil {
-			if flags[i] != uploadCerts || !slices.Contains(b.args, uploadCerts) {
-				b.args = append(b.args, flags[i])
-			}
+			rest = append(rest, flags[i])
 			continue
 		}
-		if !hasValue {
-			if i+1 >= len(flags) || strings.HasPrefix(flags[i+1], "--") {
-				problems = append(problems, fmt.Errorf("the flag --%s lacks its value", name))
-				continue
-			}
+		switch {
+		case hasValue:
+		case slices.Contains(switches, name):
+			value = "true"
+		case i+1 >= len(flags) || strings.HasPrefix(flags[i+1], "--"):
+			problems = append(problems, fmt.Errorf("the flag --%s lacks its value", name))
+			continue
+		default:
 			i++
 			value = flags[i]
 		}
-		if err := place(b, value); err != nil {
+		if err := place(value); err != nil {
 			problems = append(problems, fmt.Errorf("the flag --%s has a wrong value: %w", name, err))
 		}
 	}
-	return errors.Join(problems...)
+	return rest, errors.Join(problems...)
 }
 
-// render writes the documents, for v1beta4 (kubeadm from 1.31 on) or v1beta3.
+// places are the flags of kubeadm init.
+func (b *initBuilder) places() places {
+	own := places{
+		"apiserver-advertise-address": into(&b.init.LocalAPIEndpoint.AdvertiseAddress),
+		"apiserver-bind-port":         intoNumber(&b.init.LocalAPIEndpoint.BindPort),
+		"apiserver-cert-extra-sans":   intoList(&b.cluster.APIServer.CertSANs),
+		"cert-dir":                    into(&b.cluster.CertificatesDir),
+		"certificate-key":             into(&b.init.CertificateKey),
+		"control-plane-endpoint":      into(&b.cluster.ControlPlaneEndpoint),
+		"feature-gates": func(v string) error {
+			for gate := range strings.SplitSeq(v, ",") {
+				name, value, _ := strings.Cut(gate, "=")
+				on, err := strconv.ParseBool(value)
+				if err != nil {
+					return fmt.Errorf("want name=true or name=false")
+				}
+				if b.cluster.FeatureGates == nil {
+					b.cluster.FeatureGates = map[string]bool{}
+				}
+				b.cluster.FeatureGates[name] = on
+			}
+			return nil
+		},
+		"image-repository":   into(&b.cluster.ImageRepository),
+		"kubernetes-version": into(&b.cluster.KubernetesVersion),
+		"pod-network-cidr":   into(&b.cluster.Networking.PodSubnet),
+		"service-cidr":       into(&b.cluster.Networking.ServiceSubnet),
+		"service-dns-domain": into(&b.cluster.Networking.DNSDomain),
+		"token":              func(v string) error { b.token().Token = v; return nil },
+		"token-ttl":          func(v string) error { b.token().TTL = wholeTTL(v); return nil },
+	}
+	maps.Copy(own, b.init.NodeRegistration.places(&b.init.SkipPhases, &b.init.Patches))
+	return own
+}
+
+// takeFlags puts the userdata's flags where they belong.
+func (b *initBuilder) takeFlags(flags []string) error {
+	rest, err := b.places().take(flags)
+	for _, flag := range rest {
+		if flag != uploadCerts || !slices.Contains(b.args, uploadCerts) {
+			b.args = append(b.args, flag)
+		}
+	}
+	return err
+}
+
+const (
+	apiV1beta3 = "kubeadm.k8s.io/v1beta3"
+	apiV1beta4 = "kubeadm.k8s.io/v1beta4"
+)
+
+// takesV1beta4 says whether a version of kubeadm reads v1beta4: those from 1.31 on.
+func takesV1beta4(version string) (bool, error) {
+	major, minor, err := minorVersion(version)
+	return major > 1 || minor >= 31, err
+}
+
+// render writes the documents, for v1beta4 or v1beta3.
 func (b *initBuilder) render(v1beta4 bool) ([]byte, error) {
 	init, cluster := b.init, b.cluster
 	if v1beta4 {
-		init.APIVersion = "kubeadm.k8s.io/v1beta4"
-		init.Timeouts = &timeouts{controlPlaneLimit}
+		init.APIVersion = apiV1beta4
+		init.Timeouts = &timeouts{ControlPlaneComponentHealthCheck: controlPlaneLimit}
 	} else {
-		init.APIVersion = "kubeadm.k8s.io/v1beta3"
+		init.APIVersion = apiV1beta3
 		cluster.APIServer.TimeoutForControlPlane = controlPlaneLimit
 	}
 	cluster.APIVersion = init.APIVersion
 	kubelet := kubeletDocument{APIVersion: "kubelet.config.k8s.io/v1beta1", Kind: "KubeletConfiguration", CgroupDriver: "systemd"}
 
+	return documents(init, cluster, kubelet)
+}
+
+// documents writes one YAML text.
+func documents(all ...any) ([]byte, error) {
 	var out bytes.Buffer
 	encoder := yaml.NewEncoder(&out)
 	encoder.SetIndent(2)
-	for _, document := range []any{init, cluster, kubelet} {
+	for _, document := range all {
 		if err := encoder.Encode(document); err != nil {
 			return nil, err
 		}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,17 +31,24 @@ const (
 // through systemd, the sandbox image kubeadm expects, CNI plugins in /opt/cni/bin,
 // the CRI plugin on. It restarts containerd only if the settings it runs with
 // differ, waits until it answers, and reads the settings back over the CRI
-// (pain-points C19, C21, C24). It reports whether it changed the file or
-// restarted. Errors are fault.ContainerdFailed and fault.SandboxMismatch.
-func ConfigureContainerd(ctx context.Context, h *host.Host, sandboxImage string, report host.Report) (changed bool, err error) {
-	return configureContainerd(ctx, h, sandboxImage, say(report), dialCRI(h.Path(CRISocket)))
+// (pain-points C19, C21, C24). registry is the cluster's private one, or nil. It
+// reports whether it changed a file or restarted. Errors are fault.ContainerdFailed
+// and fault.SandboxMismatch.
+func ConfigureContainerd(ctx context.Context, h *host.Host, sandboxImage string, registry *Registry, report host.Report) (changed bool, err error) {
+	return configureContainerd(ctx, h, wanted{sandboxImage, registry}, say(report), dialCRI(h.Path(CRISocket)))
+}
+
+// wanted is what a node's containerd must have beside what all have.
+type wanted struct {
+	sandboxImage string
+	registry     *Registry // or nil
 }
 
 // criStatus asks containerd for the settings it runs with.
 type criStatus func(ctx context.Context) (criSettings, error)
 
-func configureContainerd(ctx context.Context, h *host.Host, sandboxImage string, report host.Report, status criStatus) (bool, error) {
-	changed, err := writeContainerdConfig(ctx, h, sandboxImage)
+func configureContainerd(ctx context.Context, h *host.Host, want wanted, report host.Report, status criStatus) (bool, error) {
+	changed, err := writeContainerdConfig(ctx, h, want)
 	if err != nil {
 		return changed, err
 	}
@@ -52,7 +60,7 @@ func configureContainerd(ctx context.Context, h *host.Host, sandboxImage string,
 	// containerd runs with tells.
 	if !changed && unit.ActiveState == "active" {
 		running, err := askCRI(ctx, h, status)
-		if err == nil && running.check(sandboxImage) == nil {
+		if err == nil && running.check(want.sandboxImage) == nil {
 			return false, nil
 		}
 	}
@@ -65,7 +73,7 @@ func configureContainerd(ctx context.Context, h *host.Host, sandboxImage string,
 	if err != nil {
 		return true, err
 	}
-	return true, running.check(sandboxImage)
+	return true, running.check(want.sandboxImage)
 }
 
 func restartContainerd(ctx context.Context, h *host.Host) error {
@@ -128,7 +136,14 @@ func loadedSandbox(ctx context.Context, h *host.Host) (string, error) {
 }
 
 // writeContainerdConfig brings the configuration file up to date.
-func writeContainerdConfig(ctx context.Context, h *host.Host, sandboxImage string) (changed bool, err error) {
+func writeContainerdConfig(ctx context.Context, h *host.Host, want wanted) (changed bool, err error) {
+	mode := fs.FileMode(0o644)
+	if want.registry != nil {
+		if err := want.registry.check(); err != nil {
+			return false, err
+		}
+		mode = 0o600 // it holds the credentials
+	}
 	old, err := h.ReadFile(containerdConfig)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fault.Wrap(fault.ContainerdFailed, err, "cannot configure containerd")
@@ -140,14 +155,19 @@ func writeContainerdConfig(ctx context.Context, h *host.Host, sandboxImage strin
 			return false, fault.Wrap(fault.ContainerdFailed, err, "cannot configure containerd")
 		}
 	}
-	config, err := editContainerdConfig(base, sandboxImage)
+	config, files, err := editContainerdConfig(base, want)
 	if err != nil {
 		return false, fault.Wrap(fault.ContainerdFailed, err, "cannot configure containerd in %s", containerdConfig)
 	}
-	if changed, err = h.WriteFile(containerdConfig, config, 0o644); err != nil {
-		return changed, fault.Wrap(fault.ContainerdFailed, err, "cannot configure containerd")
+	// What the configuration moves elsewhere is there first.
+	hosts, err := writeHosts(h, files)
+	if err != nil {
+		return hosts, err
 	}
-	return changed, nil
+	if changed, err = h.WriteFile(containerdConfig, config, mode); err != nil {
+		return changed || hosts, fault.Wrap(fault.ContainerdFailed, err, "cannot configure containerd")
+	}
+	return changed || hosts, nil
 }
 
 // The CRI plugin's tables by configuration version: one plugin up to containerd
@@ -155,19 +175,25 @@ func writeContainerdConfig(ctx context.Context, h *host.Host, sandboxImage strin
 // moved the server's settings, not these (containerd's version/version.go).
 var (
 	criTablesV2 = criTables{
-		runtime: []string{"plugins", "io.containerd.grpc.v1.cri"},
-		sandbox: []string{"plugins", "io.containerd.grpc.v1.cri", "sandbox_image"},
+		runtime:  []string{"plugins", "io.containerd.grpc.v1.cri"},
+		sandbox:  []string{"plugins", "io.containerd.grpc.v1.cri", "sandbox_image"},
+		registry: []string{"plugins", "io.containerd.grpc.v1.cri", "registry"},
 	}
 	criTablesV3 = criTables{
-		runtime: []string{"plugins", "io.containerd.cri.v1.runtime"},
-		sandbox: []string{"plugins", "io.containerd.cri.v1.images", "pinned_images", "sandbox"},
+		runtime:  []string{"plugins", "io.containerd.cri.v1.runtime"},
+		sandbox:  []string{"plugins", "io.containerd.cri.v1.images", "pinned_images", "sandbox"},
+		registry: []string{"plugins", "io.containerd.cri.v1.images", "registry"},
 	}
 )
 
 type criTables struct {
-	runtime []string // the table with containerd.runtimes and cni
-	sandbox []string // the sandbox image's key
+	runtime  []string // the table with containerd.runtimes and cni
+	sandbox  []string // the sandbox image's key
+	registry []string // the table with config_path, mirrors and configs
 }
+
+// under is a key below a table.
+func under(table []string, keys ...string) []string { return append(slices.Clip(table), keys...) }
 
 func tablesOf(config map[string]any) (criTables, error) {
 	switch version, _ := config["version"].(int64); version {
@@ -189,7 +215,7 @@ func configuresRunc(text []byte) bool {
 		return len(bytes.TrimSpace(text)) > 0 // somebody's, and broken: let the edit say so
 	}
 	for _, tables := range []criTables{criTablesV2, criTablesV3} {
-		if _, ok := lookUp(config, append(tables.runtime[:2:2], "containerd", "runtimes", "runc")...); ok {
+		if _, ok := lookUp(config, under(tables.runtime, "containerd", "runtimes", "runc")...); ok {
 			return true
 		}
 	}
@@ -204,18 +230,16 @@ var criPlugins = map[string]bool{
 
 // editContainerdConfig returns a configuration with Kubernetes' settings in it
 // and all others kept. A text that has them already is returned as it is;
-// otherwise comments and order are lost.
-func editContainerdConfig(text []byte, sandboxImage string) ([]byte, error) {
+// otherwise comments and order are lost. files are the hosts.toml it needs, by
+// host.
+func editContainerdConfig(text []byte, want wanted) (edited []byte, files map[string][]byte, err error) {
 	var config, before map[string]any
-	if err := toml.Unmarshal(text, &config); err != nil {
-		return nil, fmt.Errorf("cannot read it: %w", err)
-	}
-	if err := toml.Unmarshal(text, &before); err != nil {
-		return nil, fmt.Errorf("cannot read it: %w", err)
+	if err := errors.Join(toml.Unmarshal(text, &config), toml.Unmarshal(text, &before)); err != nil {
+		return nil, nil, fmt.Errorf("cannot read it: %w", err)
 	}
 	tables, err := tablesOf(config)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if disabled, ok := config["disabled_plugins"].([]any); ok {
 		kept := []any{}
@@ -227,34 +251,37 @@ func editContainerdConfig(text []byte, sandboxImage string) ([]byte, error) {
 		config["disabled_plugins"] = kept
 	}
 
-	under := func(keys ...string) []string {
-		return append(tables.runtime[:len(tables.runtime):len(tables.runtime)], keys...)
-	}
 	type setting struct {
 		value any
 		keys  []string
 	}
 	settings := []setting{
-		{sandboxImage, tables.sandbox},
-		{true, under("containerd", "runtimes", "runc", "options", "SystemdCgroup")},
-		{"io.containerd.runc.v2", under("containerd", "runtimes", "runc", "runtime_type")},
-		{"/etc/cni/net.d", under("cni", "conf_dir")},
+		{want.sandboxImage, tables.sandbox},
+		{true, under(tables.runtime, "containerd", "runtimes", "runc", "options", "SystemdCgroup")},
+		{"io.containerd.runc.v2", under(tables.runtime, "containerd", "runtimes", "runc", "runtime_type")},
+		{"/etc/cni/net.d", under(tables.runtime, "cni", "conf_dir")},
 	}
 	// Containerd 2.1 has a list of folders in place of the one, and refuses both.
-	if _, ok := lookUp(config, under("cni", "bin_dirs")...); ok {
-		settings = append(settings, setting{[]any{cniFolder}, under("cni", "bin_dirs")})
+	if _, ok := lookUp(config, under(tables.runtime, "cni", "bin_dirs")...); ok {
+		settings = append(settings, setting{[]any{cniFolder}, under(tables.runtime, "cni", "bin_dirs")})
 	} else {
-		settings = append(settings, setting{cniFolder, under("cni", "bin_dir")})
+		settings = append(settings, setting{cniFolder, under(tables.runtime, "cni", "bin_dir")})
 	}
 	for _, s := range settings {
 		if err := set(config, s.value, s.keys...); err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+	}
+	if want.registry != nil {
+		if files, err = editRegistries(config, tables, want.registry); err != nil {
+			return nil, nil, err
 		}
 	}
 	if reflect.DeepEqual(config, before) {
-		return text, nil
+		return text, files, nil
 	}
-	return toml.Marshal(config)
+	edited, err = toml.Marshal(config)
+	return edited, files, err
 }
 
 func lookUp(table map[string]any, keys ...string) (value any, ok bool) {

@@ -91,7 +91,7 @@ func TestEditContainerdConfig(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
 			text := testdata(t, "containerd/"+version+"-default.toml")
-			got, err := editContainerdConfig(text, pause)
+			got, _, err := editContainerdConfig(text, wanted{sandboxImage: pause})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -103,7 +103,7 @@ func TestEditContainerdConfig(t *testing.T) {
 			if got := changes(before, after, ""); !slices.Equal(got, want) {
 				t.Errorf("the edit changed\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
-			again, err := editContainerdConfig(got, pause)
+			again, _, err := editContainerdConfig(got, wanted{sandboxImage: pause})
 			if err != nil || string(again) != string(got) {
 				t.Errorf("a second edit changed the text again (%v)", err)
 			}
@@ -120,7 +120,7 @@ func TestEditContainerdConfigRepairs(t *testing.T) {
 		"a list of CNI dirs": {"version = 3\n[plugins.\"io.containerd.cri.v1.runtime\".cni]\nbin_dirs = [\"/usr/lib/cni\"]\n", "bin_dirs = ['/opt/cni/bin']"},
 		"a comment kept out": {"version = 2 # two\n" + runc, "version = 2\n"},
 	} {
-		got, err := editContainerdConfig([]byte(test.text), pause)
+		got, _, err := editContainerdConfig([]byte(test.text), wanted{sandboxImage: pause})
 		if err != nil || !strings.Contains(string(got), test.want) {
 			t.Errorf("%s: %v, want %q in\n%s", name, err, test.want, got)
 		}
@@ -137,7 +137,7 @@ func TestEditContainerdConfigRefuses(t *testing.T) {
 		"version = \n":                 "cannot read it",
 		"version = 2\nplugins = 'x'\n": `"plugins" is no table`,
 	} {
-		if got, err := editContainerdConfig([]byte(text), pause); err == nil || !strings.Contains(err.Error(), want) {
+		if got, _, err := editContainerdConfig([]byte(text), wanted{sandboxImage: pause}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("edit of %q = %q, %v; want an error with %q", text, got, err, want)
 		}
 	}
@@ -181,7 +181,7 @@ func TestConfigureContainerdOnceAndAfterAKill(t *testing.T) {
 	m.Write(containerdConfig, string(testdata(t, "containerd/debian12-package.toml")))
 	status := daemon(m)
 	for i, want := range []bool{true, false} {
-		changed, err := configureContainerd(t.Context(), m.Host(), pause, discard, status)
+		changed, err := configureContainerd(t.Context(), m.Host(), wanted{sandboxImage: pause}, discard, status)
 		if err != nil || changed != want {
 			t.Fatalf("run %d = %v, %v; want %v", i, changed, err, want)
 		}
@@ -201,7 +201,7 @@ func TestConfigureContainerdOnceAndAfterAKill(t *testing.T) {
 		return criSettings{SandboxImage: pause, SystemdCgroup: yes(true)}, nil
 	}
 	m.Actions()
-	changed, err := configureContainerd(t.Context(), m.Host(), pause, discard, stale)
+	changed, err := configureContainerd(t.Context(), m.Host(), wanted{sandboxImage: pause}, discard, stale)
 	if err != nil || !changed || restarted != 1 {
 		t.Errorf("with a stale daemon: %v, %v, %d restarts; want one", changed, err, restarted)
 	}
@@ -224,7 +224,7 @@ func TestConfigureContainerdReadsBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := containerdMachine(t)
-			_, err := configureContainerd(t.Context(), m.Host(), pause, discard, func(context.Context) (criSettings, error) { return test.running, test.err })
+			_, err := configureContainerd(t.Context(), m.Host(), wanted{sandboxImage: pause}, discard, func(context.Context) (criSettings, error) { return test.running, test.err })
 			if err == nil || fault.As(err).Code != test.want || !strings.Contains(err.Error(), test.text) {
 				t.Errorf("error = %v, want %s with %q", err, test.want, test.text)
 			}
@@ -240,13 +240,13 @@ func TestConfigureContainerdAsksForTheLoadedFile(t *testing.T) {
 	t.Parallel()
 	m := containerdMachine(t)
 	status := func(context.Context) (criSettings, error) { return criSettings{}, nil }
-	if _, err := configureContainerd(t.Context(), m.Host(), pause, discard, status); err != nil {
+	if _, err := configureContainerd(t.Context(), m.Host(), wanted{sandboxImage: pause}, discard, status); err != nil {
 		t.Fatal(err)
 	}
 	m.Program(containerdProgram, func(command host.Command) (string, error) {
 		return "version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'from an import'\n", nil
 	})
-	_, err := configureContainerd(t.Context(), m.Host(), pause, discard, status)
+	_, err := configureContainerd(t.Context(), m.Host(), wanted{sandboxImage: pause}, discard, status)
 	if err == nil || fault.As(err).Code != fault.SandboxMismatch || !strings.Contains(err.Error(), "from an import") {
 		t.Errorf("error = %v, want %s", err, fault.SandboxMismatch)
 	}

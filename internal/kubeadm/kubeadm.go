@@ -25,15 +25,18 @@ import (
 // Where things are on a node. CloudStack's scripts name the same paths
 // (cloudstack-contract.md, section 4).
 const (
-	Kubeadm    = "/opt/bin/kubeadm"
-	Kubectl    = "/opt/bin/kubectl"
-	CRISocket  = "/run/containerd/containerd.sock"
-	AdminConf  = "/etc/kubernetes/admin.conf"
-	Manifests  = "/var/lib/nodeagent/manifests" // the ISO's *.yaml files
-	InitLog    = "/var/log/nodeagent/kubeadm-init.log"
-	binFolder  = "/opt/bin"
-	cniFolder  = "/opt/cni/bin"
-	configFile = "/run/nodeagent/kubeadm.yaml" // tmpfs: it holds secrets
+	Kubeadm   = "/opt/bin/kubeadm"
+	Kubectl   = "/opt/bin/kubectl"
+	CRISocket = "/run/containerd/containerd.sock"
+	AdminConf = "/etc/kubernetes/admin.conf"
+	// KubeletConf is there once kubelet is a member of the cluster.
+	KubeletConf = "/etc/kubernetes/kubelet.conf"
+	Manifests   = "/var/lib/nodeagent/manifests" // the ISO's *.yaml files
+	InitLog     = "/var/log/nodeagent/kubeadm-init.log"
+	JoinLog     = "/var/log/nodeagent/kubeadm-join.log"
+	binFolder   = "/opt/bin"
+	cniFolder   = "/opt/cni/bin"
+	configFile  = "/run/nodeagent/kubeadm.yaml" // tmpfs: it holds secrets
 )
 
 // Images returns the images a cluster of that version (with or without the v)

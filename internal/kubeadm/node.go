@@ -40,47 +40,66 @@ func Init(ctx context.Context, h *host.Host, plan InitPlan, report host.Report) 
 	if err != nil {
 		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot run kubeadm init")
 	}
-	i := &initRun{h: h, config: config, scrub: scrubber(config.secrets), report: say(report)}
+	i := &run{h: h, verb: "init", code: fault.KubeadmInitFailed, log: InitLog, config: config, scrub: scrubber(config.secrets), report: say(report)}
+	i.inspect, i.finish = i.inspectInit, i.finishInit
 	if err := i.run(ctx); err != nil {
 		return err
 	}
-	admin, err := h.ReadFile(AdminConf)
+	return i.giveRootKubeconfig()
+}
+
+// run is a run of kubeadm init or join, with all that may have become of earlier
+// ones.
+type run struct {
+	h      *host.Host
+	verb   string     // init or join
+	code   fault.Code // of a failure that has none of its own
+	log    string     // where kubeadm's output goes
+	config *config
+	scrub  func(string) string
+	report host.Report
+	bootID string
+	retry  retry // what may be done about kubeadm's last failure
+
+	// inspect looks what an earlier run has left; the API server gets limit to answer.
+	inspect func(ctx context.Context, limit time.Duration) clusterState
+	// finish runs what one that was killed late had not come to.
+	finish func(ctx context.Context) error
+	// prepare, if any, waits for what an attempt needs, and may change config.
+	prepare func(ctx context.Context) error
+}
+
+// giveRootKubeconfig makes kubectl work for root on a control node.
+func (i *run) giveRootKubeconfig() error {
+	admin, err := i.h.ReadFile(AdminConf)
 	if err == nil {
-		_, err = h.WriteFile(rootKubeconfig, admin, 0o600)
+		_, err = i.h.WriteFile(rootKubeconfig, admin, 0o600)
 	}
 	if err != nil {
-		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot write root's kubeconfig")
+		return fault.Wrap(i.code, err, "cannot write root's kubeconfig")
 	}
 	return nil
 }
 
-type initRun struct {
-	h      *host.Host
-	config *initConfig
-	scrub  func(string) string
-	report host.Report
-	bootID string
-}
-
-func (i *initRun) run(ctx context.Context) (err error) {
+func (i *run) run(ctx context.Context) (err error) {
 	journal, err := readJournal(i.h)
 	if err != nil {
-		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot tell what became of an earlier kubeadm init")
+		return fault.Wrap(i.code, err, "cannot tell what became of an earlier kubeadm %s", i.verb)
 	}
 	if journal.Phase == phaseMember {
 		return nil
 	}
-	if _, err := i.h.WriteFile(configFile, i.config.file, 0o600); err != nil {
-		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot run kubeadm init")
+	if err := i.writeConfig(); err != nil {
+		return err
 	}
 	defer func() {
 		if _, removeErr := i.h.Remove(configFile); removeErr != nil && err == nil {
-			err = fault.Wrap(fault.KubeadmInitFailed, removeErr, "cannot remove kubeadm's configuration")
+			err = fault.Wrap(i.code, removeErr, "cannot remove kubeadm's configuration")
 		}
 	}()
 	bootID, err := i.h.BootID()
 	if err != nil {
-		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot run kubeadm init")
+		return fault.Wrap(i.code, err, "cannot run kubeadm %s", i.verb)
 	}
 	i.bootID = bootID
 	limit := comeBackLimit
@@ -94,24 +113,34 @@ func (i *initRun) run(ctx context.Context) (err error) {
 	if done {
 		return i.keep(phaseMember, "")
 	}
+	if err := i.prepared(ctx); err != nil {
+		return err
+	}
 	return i.attempts(ctx, journal.FirstError)
 }
 
+func (i *run) writeConfig() error {
+	if _, err := i.h.WriteFile(configFile, i.config.file, 0o600); err != nil {
+		return fault.Wrap(i.code, err, "cannot run kubeadm %s", i.verb)
+	}
+	return nil
+}
+
 // keep journals the phase.
-func (i *initRun) keep(p phase, firstError string) error {
+func (i *run) keep(p phase, firstError string) error {
 	if p == phaseMember {
 		// What the journal vouches for must be on the disk before the journal is.
 		i.h.Kernel.Sync()
 	}
 	if err := (journal{Phase: p, BootID: i.bootID, FirstError: firstError}).write(i.h); err != nil {
-		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot keep a record of kubeadm init")
+		return fault.Wrap(i.code, err, "cannot keep a record of kubeadm %s", i.verb)
 	}
 	return nil
 }
 
-// clear deals with what an earlier kubeadm init left: it completes a cluster that
-// can be joined already, which makes done true, and removes anything less.
-func (i *initRun) clear(ctx context.Context, p phase, limit time.Duration) (done bool, err error) {
+// clear deals with what an earlier run left: it completes what others build on
+// already, which makes done true, and removes anything less.
+func (i *run) clear(ctx context.Context, p phase, limit time.Duration) (done bool, err error) {
 	switch i.inspect(ctx, limit) {
 	case clusterComplete:
 		return true, nil
@@ -126,10 +155,18 @@ func (i *initRun) clear(ctx context.Context, p phase, limit time.Duration) (done
 	return false, nil
 }
 
-// attempts runs kubeadm init, at most twice. earlier is the first error of
-// earlier runs.
-func (i *initRun) attempts(ctx context.Context, earlier string) error {
+// Between two attempts at what only time or others can mend.
+const (
+	firstRetry = 5 * time.Second
+	lastRetry  = time.Minute
+)
+
+// attempts runs kubeadm until it succeeds, as often as its failures promise something
+// of it: once more where nobody knows better, until ctx ends where another node or the
+// API server is awaited. earlier is the first error of earlier runs.
+func (i *run) attempts(ctx context.Context, earlier string) error {
 	var first *fault.Error
+	pause, onceMore := firstRetry, true
 	for {
 		if err := i.keep(phaseStarted, earlier); err != nil {
 			return err
@@ -138,57 +175,83 @@ func (i *initRun) attempts(ctx context.Context, earlier string) error {
 		if failed == nil {
 			return i.keep(phaseMember, "")
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil && first == nil {
 			// Cut short, not failed: the next run finds it as after a kill.
 			return failed
 		}
-		if first != nil {
-			if failed.Message != first.Message {
-				first.Message += " (and the second time: " + failed.Message + ")"
+		policy, again := i.retry, first != nil
+		if !again {
+			first = failed
+			if earlier == "" {
+				earlier = first.Message
+			} else if earlier != first.Message {
+				first.Message += " (the first failure on this machine was: " + earlier + ")"
 			}
-			return errors.Join(first, i.keep(phaseFailed, earlier))
-		}
-		first = failed
-		if earlier == "" {
-			earlier = first.Message
-		} else if earlier != first.Message {
-			first.Message += " (the first failure on this machine was: " + earlier + ")"
 		}
 		if err := i.keep(phaseFailed, earlier); err != nil {
 			return errors.Join(first, err)
 		}
-		if first.Code == fault.KubeadmPreflight {
+		if ctx.Err() != nil || policy == retryNever || policy == retryOnce && !onceMore {
+			if again && failed.Message != first.Message {
+				first.Message += " (and the last time: " + failed.Message + ")"
+			}
 			return first
 		}
-		i.report("%s; trying once more", first.Message)
+		i.report("%s; trying once more", failed.Message)
 		done, err := i.clear(ctx, phaseFailed, failedLimit)
 		if err != nil {
-			return first // what clear met is a consequence; it is in InitLog
+			return first // what clear met is a consequence; it is in the log
 		}
 		if done {
 			return i.keep(phaseMember, "")
 		}
+		if policy == retryOnce {
+			onceMore = false
+			continue
+		}
+		if !sleep(ctx, pause) {
+			return first
+		}
+		pause = min(2*pause, lastRetry)
+		if err := i.prepared(ctx); err != nil {
+			return errors.Join(first, err)
+		}
 	}
 }
 
-// attempt runs kubeadm init once.
-func (i *initRun) attempt(ctx context.Context) *fault.Error {
-	args := append([]string{"init", "--config", configFile, "--skip-token-print", "--skip-certificate-key-print"}, i.config.args...)
-	return i.kubeadm(ctx, "kubeadm init", args...)
+// prepared waits for what an attempt needs.
+func (i *run) prepared(ctx context.Context) error {
+	if i.prepare == nil {
+		return nil
+	}
+	if err := i.prepare(ctx); err != nil {
+		return err
+	}
+	return i.writeConfig()
 }
 
-// reset removes what an unfinished init left.
-func (i *initRun) reset(ctx context.Context) error {
-	i.report("removing what an unfinished kubeadm init left")
+// attempt runs kubeadm once.
+func (i *run) attempt(ctx context.Context) *fault.Error {
+	args := []string{i.verb, "--config", configFile}
+	if i.verb == "init" {
+		args = append(args, "--skip-token-print", "--skip-certificate-key-print")
+	}
+	return i.kubeadm(ctx, "kubeadm "+i.verb, append(args, i.config.args...)...)
+}
+
+// reset removes what an unfinished run left; of a control node that had joined etcd
+// also its member (K7).
+func (i *run) reset(ctx context.Context) error {
+	i.report("removing what an unfinished kubeadm %s left", i.verb)
 	if err := i.kubeadm(ctx, "kubeadm reset", "reset", "--force", "--cri-socket", i.config.criSocket); err != nil {
 		return err
 	}
 	return nil
 }
 
-// finish runs what an init that was killed late had not come to. The cluster can
+// finishInit runs what an init that was killed late had not come to. The cluster can
 // be joined already, so it must not be reset.
-func (i *initRun) finish(ctx context.Context) error {
+func (i *run) finishInit(ctx context.Context) error {
 	for _, name := range []string{"kubelet-finalize", "addon"} {
 		if slices.ContainsFunc(i.config.skipped, func(skipped string) bool { return strings.HasPrefix(skipped, name) }) {
 			continue
@@ -202,10 +265,10 @@ func (i *initRun) finish(ctx context.Context) error {
 }
 
 // kubeadm runs kubeadm and keeps its output.
-func (i *initRun) kubeadm(ctx context.Context, what string, args ...string) *fault.Error {
+func (i *run) kubeadm(ctx context.Context, what string, args ...string) *fault.Error {
 	log, err := i.openLog()
 	if err != nil {
-		return fault.Wrap(fault.KubeadmInitFailed, err, "cannot run %s", what)
+		return fault.Wrap(i.code, err, "cannot run %s", what)
 	}
 	defer log.Close()
 	if !slices.ContainsFunc(args, func(arg string) bool {
@@ -229,22 +292,20 @@ func (i *initRun) kubeadm(ctx context.Context, what string, args ...string) *fau
 		}
 	}})
 	if logErr != nil {
-		i.report("%s is not complete: %v", InitLog, logErr)
+		i.report("%s is not complete: %v", i.log, logErr)
 	}
 	if err == nil {
 		return nil
 	}
-	if len(output.preflight) > 0 {
-		return fault.New(fault.KubeadmPreflight, "%s found this machine unfit: %s", what, strings.Join(output.preflight, "; ")).WithLog(output.tail)
+	failure := classify(i.verb, &output)
+	i.retry = failure.retry
+	if failure.cause == "" || ctx.Err() != nil {
+		failure.cause = i.scrub(rootCause(err))
 	}
-	cause := output.cause
-	if cause == "" || ctx.Err() != nil {
-		cause = i.scrub(rootCause(err))
+	if where := output.where(); ctx.Err() != nil && where != "" {
+		failure.cause += " at: " + where
 	}
-	if ctx.Err() != nil && len(output.tail) > 0 {
-		cause += " at: " + output.tail[len(output.tail)-1]
-	}
-	return fault.New(fault.KubeadmInitFailed, "%s failed: %s", what, cause).WithLog(output.tail)
+	return fault.New(failure.code, "%s failed: %s", what, failure.cause).WithHint("%s", failure.remedy).WithLog(output.tail)
 }
 
 // rootCause is why a program ended, without its arguments.
@@ -255,8 +316,8 @@ func rootCause(err error) string {
 	return err.Error()
 }
 
-func (i *initRun) openLog() (*os.File, error) {
-	path := i.h.Path(InitLog)
+func (i *run) openLog() (*os.File, error) {
+	path := i.h.Path(i.log)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
@@ -275,21 +336,21 @@ func (i *initRun) openLog() (*os.File, error) {
 	return log, nil
 }
 
-// clusterState is what an earlier kubeadm init left on this machine.
+// clusterState is what an earlier run of kubeadm left on this machine.
 type clusterState int
 
 const (
 	clusterNone     clusterState = iota // nothing
-	clusterBroken                       // something, but no API server that others could join
-	clusterOpen                         // an API server that others can join; the rest is missing
-	clusterComplete                     // all that kubeadm init makes
+	clusterBroken                       // something, but nothing that others build on
+	clusterOpen                         // of init, an API server that others can join; of join, a member: the rest is missing
+	clusterComplete                     // all that kubeadm makes
 )
 
-// leftovers are files of which any one means that an init began.
+// leftovers are files of which any one means that kubeadm began.
 var leftovers = []string{AdminConf, "/etc/kubernetes/kubelet.conf", "/etc/kubernetes/pki/ca.crt", apiManifest,
 	"/etc/kubernetes/manifests/etcd.yaml", "/var/lib/kubelet/kubeadm-flags.env", etcdData}
 
-func (i *initRun) inspect(ctx context.Context, limit time.Duration) clusterState {
+func (i *run) inspectInit(ctx context.Context, limit time.Duration) clusterState {
 	if !slices.ContainsFunc(leftovers, i.h.Exists) {
 		return clusterNone
 	}

@@ -59,15 +59,45 @@ func TestKubeadmOutputOfOlderVersions(t *testing.T) {
 	}
 }
 
+// Another cluster's words may be in kubeadm's: nothing that a terminal obeys stays.
+func TestKubeadmOutputHasNoControlCharacters(t *testing.T) {
+	t.Parallel()
+	output, _ := readOutput("[certs] \x1b[0;32mok\x1b[0m\nerror: configmaps \"\x1b]0;title\a\x1b[2J\u009b1m\" not found\r\n")
+	if want := []string{"[certs] ok", "error: configmaps \"]0;title[2J1m\" not found"}; !slices.Equal(output.tail, want) {
+		t.Errorf("tail = %q, want %q", output.tail, want)
+	}
+}
+
+// K5: a kubeadm that is stopped while it waits says why it waits.
+func TestKubeadmOutputWaiting(t *testing.T) {
+	t.Parallel()
+	const again = "I1121 18:27:11.144349     222 token.go:236] [discovery] Retrying due to error: "
+	output, _ := readOutput("[preflight] Running\n" + again + "first\nI1121 18:27:12.1     222 token.go:229] [discovery] Waiting\n" + again + "second\n")
+	if got := output.where(); got != "second" {
+		t.Errorf("it was at %q, want the last error", got)
+	}
+	output.add("[preflight] Reading configuration")
+	if got := output.where(); got != "[preflight] Reading configuration" || output.waiting != "" {
+		t.Errorf("it was at %q, waiting for %q; want the last line", got, output.waiting)
+	}
+}
+
+func TestScrubberTakesTheLongerSecretFirst(t *testing.T) {
+	t.Parallel()
+	if got := scrubber([]string{"0123456789abcdef", "", "abcdef.0123456789abcdef"})("abcdef.0123456789abcdef"); got != "[redacted]" {
+		t.Errorf("scrubbed to %q", got)
+	}
+}
+
 func FuzzKubeadmOutput(f *testing.F) {
 	f.Add(string(testdata(f, "kubeadm/preflight-1.34.txt")))
 	f.Add("[ERROR ]: \n\t[ERROR a]b]: c\nerror: \n")
 	f.Fuzz(func(t *testing.T, text string) {
 		output, progress := readOutput(text)
-		if len(output.tail) > keepTail || len(output.preflight) > keepPreflight {
-			t.Errorf("kept %d lines and %d errors", len(output.tail), len(output.preflight))
+		if len(output.tail) > keepTail || len(output.preflight) > keepPreflight || len(output.warnings) > keepWarnings {
+			t.Errorf("kept %d lines, %d errors and %d warnings", len(output.tail), len(output.preflight), len(output.warnings))
 		}
-		for _, line := range slices.Concat(output.tail, output.preflight, progress, []string{output.cause}) {
+		for _, line := range slices.Concat(output.tail, output.preflight, output.warnings, progress, output.chain, []string{output.cause, output.waiting, output.lastWord()}) {
 			if len(line) > maxLine+len("...")+len(": ") {
 				t.Errorf("kept a line of %d bytes", len(line))
 			}

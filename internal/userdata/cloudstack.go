@@ -3,7 +3,6 @@
 package userdata
 
 import (
-	"fmt"
 	"path"
 	"slices"
 	"strconv"
@@ -82,7 +81,6 @@ func (p *parser) cloudstack(setupFile, deployFile configFile) {
 	p.units()
 	p.runcmd()
 	p.surroundings()
-	p.reasons = append(p.reasons, p.leftRegistry()...)
 }
 
 // missing reports a file that is not there, though the text began as if it would
@@ -101,20 +99,24 @@ func (p *parser) missing(name string, is bool) {
 func (p *parser) leftTo() []string {
 	what := ""
 	switch i := p.intent; {
-	case i.Mode == ModeJoin || i.Mode == ModeJoinControlPlane:
-		what = fmt.Sprintf("it joins a cluster (%s)", i.Mode)
+	case i.Mode == ModeNone:
+		return nil
 	case i.Mode == ModeEtcd:
 		what = "it makes an etcd node"
-	case i.Mode == ModeInit && len(i.ExternalEtcd) > 0:
+	case len(i.ExternalEtcd) > 0:
 		what = "it begins a cluster with external etcd"
-	case i.Mode == ModeInit && i.KubeadmConfig != "":
+	case i.KubeadmConfig != "" && i.Joins():
+		what = "it joins a cluster with a configuration file of kubeadm (" + quote(i.KubeadmConfig) + ")"
+	case i.KubeadmConfig != "":
 		what = "it begins a cluster from a configuration file of kubeadm (" + quote(i.KubeadmConfig) + ")"
-	case i.Mode == ModeInit && i.NodeName != "":
+	case i.Discovery.File != "":
+		what = "it finds its cluster by a file (" + quote(i.Discovery.File) + ")"
+	case i.NodeName != "":
 		// CloudStack knows a node by its host name (contract 5.5), and so do later boots.
 		what = "it gives the node a name other than the machine's"
-	case i.Mode == ModeInit && !slices.Contains([]string{"", "/run/containerd/containerd.sock", "/var/run/containerd/containerd.sock"}, strings.TrimPrefix(i.CRISocket, "unix://")):
+	case !slices.Contains([]string{"", "/run/containerd/containerd.sock", "/var/run/containerd/containerd.sock"}, strings.TrimPrefix(i.CRISocket, "unix://")):
 		what = "it uses another container runtime than containerd (" + quote(i.CRISocket) + ")"
-	case i.Mode == ModeInit && i.VRISO != "":
+	case i.VRISO != "":
 		what = "it takes the ISO's files from the virtual router"
 	default:
 		return nil
@@ -123,13 +125,6 @@ func (p *parser) leftTo() []string {
 }
 
 const leftSuffix = ", which this nodeagent leaves to cloud-init"
-
-func (p *parser) leftRegistry() []string {
-	if p.intent.Registry == nil {
-		return nil
-	}
-	return []string{"it sets up a private registry" + leftSuffix}
-}
 
 // kubeadm takes what a call of kubeadm says, and the file it is given.
 func (p *parser) kubeadm(call kubeadmCall) {
@@ -616,9 +611,12 @@ func callsContainerdScript(entry runEntry) bool {
 }
 
 var (
-	registryHost  = pattern(`registry\.mirrors\.\\*"([^"\\]+)\\*"`)
-	registryURL   = pattern(`endpoint *= *\[\\*"([^"\\]+)\\*"`)
-	registryValue = pattern(`(username|password|identitytoken) *= *\\*"([^"\\]*)\\*"`)
+	registryHost = pattern(`registry\.mirrors\.\\*"([^"\\]+)\\*"`)
+	registryURL  = pattern(`endpoint *= *\[\\*"([^"\\]+)\\*"`)
+	registryKey  = pattern(`(?:username|password|identitytoken) *=`)
+	// A value ends its line of containerd's configuration, which is one of the string
+	// in the script; what the shell or sed would change is none.
+	registryValue = pattern("(?m)(username|password|identitytoken) *= *\\\\*\"([^\"\\\\$`]*)\\\\*\" *(?:\\\\n|['\"]?$)")
 )
 
 // registry reads the private registry that setup-containerd would set up. The
@@ -652,7 +650,11 @@ func (p *parser) registry() {
 	if match := registryURL().FindStringSubmatch(file.content); match != nil {
 		registry.URL = match[1]
 	}
-	for _, match := range registryValue().FindAllStringSubmatch(file.content, 8) {
+	values := registryValue().FindAllStringSubmatch(file.content, 8)
+	if !registry.reachable() || len(values) != len(registryKey().FindAllString(file.content, 9)) {
+		p.hand("%s does not say in CloudStack's way which registry to use, or with which credentials", containerdScript)
+	}
+	for _, match := range values {
 		switch match[1] {
 		case "username":
 			registry.Username = match[2]

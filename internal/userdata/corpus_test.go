@@ -163,7 +163,7 @@ func checkPromises(t *testing.T, raw []byte, intent Intent, problems []Problem, 
 			t.Error("left to cloud-init without a reason")
 		}
 	case HandoverNodeagent:
-		if intent.Mode != ModeInit || Err(problems) != nil || len(intent.HandoverReasons) > 0 {
+		if intent.Mode != ModeInit && !intent.Joins() || Err(problems) != nil || len(intent.HandoverReasons) > 0 {
 			t.Errorf("nodeagent would make a node of mode %s with %v, %v", intent.Mode, problems, intent.HandoverReasons)
 		}
 		again, found := Parse(seed)

@@ -110,6 +110,16 @@ type Registry struct {
 	Token    secret.Text
 }
 
+var (
+	registryHostForm = pattern(`^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$`)
+	registryURLForm  = pattern(`^https?://([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?$`)
+)
+
+// reachable says that host and URL can be those of a registry.
+func (r Registry) reachable() bool {
+	return registryHostForm().MatchString(r.Host) && registryURLForm().MatchString(r.URL)
+}
+
 // Words are words of a command line, printed without those that look secret.
 type Words []string
 
@@ -155,7 +165,7 @@ func Parse(raw []byte) (Intent, []Problem) {
 	intent := Intent{Mode: ModeNone, Handover: HandoverCloudInit, Origins: map[string]string{}}
 	p := parser{intent: &intent}
 	parts := p.parse(raw)
-	if len(p.reasons) == 0 && intent.Mode == ModeInit && Err(p.problems) == nil {
+	if len(p.reasons) == 0 && (intent.Mode == ModeInit || intent.Joins()) && Err(p.problems) == nil {
 		if _, err := seedOf(parts, intent.Flavor); err != nil {
 			p.hand("%v", err)
 		} else {
@@ -169,6 +179,9 @@ func Parse(raw []byte) (Intent, []Problem) {
 	}
 	return intent, p.problems
 }
+
+// Joins says that the node becomes a member of a cluster that others have begun.
+func (i Intent) Joins() bool { return i.Mode == ModeJoin || i.Mode == ModeJoinControlPlane }
 
 type parser struct {
 	intent       *Intent

@@ -87,8 +87,8 @@ func TestParseTolerates(t *testing.T) {
 	}
 }
 
-// All generations but those with a registry or external etcd, and all that begin a
-// cluster, are nodeagent's; the values do not depend on the generation.
+// All generations but those with a registry or external etcd are nodeagent's; the
+// values do not depend on the generation.
 func TestParseGenerations(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"4.16.0", "4.16.1", "4.19", "4.20", "4.21", "4.22", "4.23", "4.23-label", "4.22-vmware", "4.22-cni-appended", "4.21-cni-mime-key"} {
@@ -99,8 +99,18 @@ func TestParseGenerations(t *testing.T) {
 			t.Errorf("control-%s: %+v, %v", name, intent, problems)
 		}
 	}
-	for name, want := range map[string]Mode{"worker-4.16.0": ModeJoin, "worker-4.16.1": ModeJoin, "worker-4.20": ModeJoin, "worker-4.21": ModeJoin, "worker-4.23": ModeJoin,
-		"worker-4.21-virtual-router-iso": ModeJoin, "control-add-4.16.1": ModeJoinControlPlane, "control-add-4.23": ModeJoinControlPlane, "etcd-4.21": ModeEtcd} {
+	for _, name := range []string{"worker-4.16.0", "worker-4.16.1", "worker-4.20", "worker-4.21", "worker-4.23", "control-add-4.16.1", "control-add-4.23"} {
+		intent, problems := Parse(corpusText(t, name))
+		mode := ModeJoin
+		if strings.HasPrefix(name, "control") {
+			mode = ModeJoinControlPlane
+		}
+		if intent.Handover != HandoverNodeagent || len(problems) > 0 || intent.Mode != mode || intent.Endpoint != "10.1.1.57:6443" || !intent.Discovery.UnsafeSkipCA ||
+			intent.Token.Empty() || intent.CertificateKey.Empty() != (mode == ModeJoin) || len(intent.Flags) > 0 {
+			t.Errorf("%s: %+v, %v", name, intent, problems)
+		}
+	}
+	for name, want := range map[string]Mode{"worker-4.21-virtual-router-iso": ModeJoin, "etcd-4.21": ModeEtcd} {
 		intent, _ := Parse(corpusText(t, name))
 		// Understood: nothing but what this version does not do is in the way.
 		if intent.Mode != want || len(intent.HandoverReasons) != 1 || !strings.HasSuffix(intent.HandoverReasons[0], "which this nodeagent leaves to cloud-init") {

@@ -282,7 +282,7 @@ func checkIntent(intent *Intent, configured bool) []wrong {
 	no := func(flag, key, format string, args ...any) {
 		found = append(found, wrong{flag, key, fault.New("", format, args...).Message})
 	}
-	joins := intent.Mode == ModeJoin || intent.Mode == ModeJoinControlPlane
+	joins := intent.Joins()
 	switch {
 	case !intent.Token.Empty() && !tokenForm().MatchString(intent.Token.Reveal()):
 		no("--token", "kubernetes.token", "is %d characters that are not a token of the form 6.16 lower-case letters and digits", len(intent.Token.Reveal()))

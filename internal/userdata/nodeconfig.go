@@ -159,8 +159,8 @@ func (r nativeReader) fill() {
 	if c.Registry != (NodeConfigRegistry{}) {
 		registry := Registry(c.Registry)
 		i.Registry = &registry
-		if registry.Host == "" || registry.URL == "" {
-			r.wrong("registry", 0, "needs host and url")
+		if !registry.reachable() {
+			r.wrong("registry", 0, "needs a host such as registry.example.com:5000 and a url such as https://registry.example.com:5000")
 		}
 	}
 	i.EjectISO, i.VRISO = c.ISO.Eject, c.ISO.Router
@@ -270,7 +270,7 @@ func (r nativeReader) judge() {
 	for _, reason := range r.reasons {
 		r.invalid("", "%s, which does not go with a NodeConfig", reason)
 	}
-	for _, reason := range append(r.leftTo(), r.leftRegistry()...) {
+	for _, reason := range r.leftTo() {
 		r.invalid("", "%s, which this nodeagent does not do for a NodeConfig, and nobody else can", strings.TrimSuffix(reason, leftSuffix))
 	}
 	r.reasons = nil

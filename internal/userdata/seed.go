@@ -35,10 +35,11 @@ ExecStart=%s
 // standIns returns what the files that nodeagent replaces hold instead.
 func standIns() map[string]string {
 	return map[string]string{
-		setupScript:  standIn,
-		deployScript: standIn,
-		setupUnit:    fmt.Sprintf(standInUnit, setupScript),
-		deployUnit:   fmt.Sprintf(standInUnit, deployScript),
+		setupScript:      standIn,
+		deployScript:     standIn,
+		containerdScript: "#!/bin/sh\n# nodeagent configures containerd.\n", // the script may hold credentials
+		setupUnit:        fmt.Sprintf(standInUnit, setupScript),
+		deployUnit:       fmt.Sprintf(standInUnit, deployScript),
 	}
 }
 

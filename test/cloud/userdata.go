@@ -31,8 +31,18 @@ type UserdataParams struct {
 	Wait     time.Duration // whole seconds
 	Attempts int
 	EjectISO bool // true on VMware only
+	// Registry is the cluster's private one. Without it its placeholders stay in the
+	// text, as they do in CloudStack.
+	Registry Registry
 	// Certificates are written and never used; first control node only.
 	Certificates Certificates
+}
+
+// Registry is an image registry as the management server knows it.
+type Registry struct {
+	Endpoint           string // host:port, as the images' names have it
+	URL                string
+	Username, Password string
 }
 
 // NewUserdataParams are the parameters of a cluster with that id: token and
@@ -58,8 +68,7 @@ func NewUserdataParams(cluster uuid.UUID, control netip.Addr, version string, pu
 
 // ControlNodeUserdata is the cloud-config of the first control node in the
 // structure of CloudStack 4.16.1 to 4.20 (contract 4.3 to 4.7). Without
-// nodeagent its scripts bring the node up themselves. The placeholders of an
-// image registry stay in it, as they do in CloudStack.
+// nodeagent its scripts bring the node up themselves.
 func ControlNodeUserdata(p UserdataParams) ([]byte, error) {
 	return renderUserdata("control-node.yml.tmpl", renderData{p, true, true})
 }
@@ -95,6 +104,11 @@ func renderUserdata(name string, data renderData) ([]byte, error) {
 	var text bytes.Buffer
 	if err := root.ExecuteTemplate(&text, name, data); err != nil {
 		return nil, err
+	}
+	if r := data.Registry; r != (Registry{}) { // contract 4.2
+		return []byte(strings.NewReplacer("- containerd config default > /etc/containerd/config.toml", "- bash -x /opt/bin/setup-containerd",
+			"{{registry.url.endpoint}}", r.Endpoint, "{{registry.url}}", r.URL,
+			"{{registry.username}}", r.Username, "{{registry.password}}", r.Password, "{{registry.token}}", "").Replace(text.String())), nil
 	}
 	return text.Bytes(), nil
 }

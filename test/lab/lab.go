@@ -108,17 +108,31 @@ func (l *Lab) ControlNodeSpec(name string, address netip.Addr) (cloud.MachineSpe
 	if err != nil {
 		return cloud.MachineSpec{}, params, err
 	}
-	userdata, err := cloud.ControlNodeUserdata(params)
-	if err != nil {
-		return cloud.MachineSpec{}, params, err
-	}
-	spec := l.Spec(name, 12<<30)
+	spec, err := l.nodeSpec(name, address, params, cloud.ControlNodeUserdata)
 	spec.CPUs = 2 // kubeadm wants them
+	return spec, params, err
+}
+
+// ControlNodeAddSpec is a further control node of the cluster with those parameters.
+func (l *Lab) ControlNodeAddSpec(name string, address netip.Addr, params cloud.UserdataParams) (cloud.MachineSpec, error) {
+	spec, err := l.nodeSpec(name, address, params, cloud.ControlNodeAddUserdata)
+	spec.CPUs = 2
+	return spec, err
+}
+
+// WorkerSpec is a worker of the cluster with those parameters.
+func (l *Lab) WorkerSpec(name string, address netip.Addr, params cloud.UserdataParams) (cloud.MachineSpec, error) {
+	return l.nodeSpec(name, address, params, cloud.WorkerUserdata)
+}
+
+func (l *Lab) nodeSpec(name string, address netip.Addr, params cloud.UserdataParams, render func(cloud.UserdataParams) ([]byte, error)) (cloud.MachineSpec, error) {
+	userdata, err := render(params)
+	spec := l.Spec(name, 12<<30)
 	spec.Address = address
 	spec.BootArgs = l.Cloud.NodeArgs(name, address).String()
 	spec.Userdata = userdata
 	spec.PublicKeys = []string{l.Key.Public}
-	return spec, params, nil
+	return spec, err
 }
 
 // Boot starts a machine and delivers its boot args, as the host does.

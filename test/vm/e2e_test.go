@@ -6,8 +6,11 @@ package vm
 
 import (
 	"context"
+	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -19,9 +22,10 @@ import (
 	"nodeagent/test/lab"
 )
 
-// From power-on to a Ready control node as an unmodified management server sees
-// it (contract 5.2), then a reboot that changes nothing (contract 5.3).
-func TestE2EControlNode(t *testing.T) {
+// From power-on to a cluster of a Ready control node and a worker as an unmodified
+// management server sees it (contract 5.2), then a reboot of both that changes
+// nothing (contract 5.3).
+func TestE2ECluster(t *testing.T) {
 	ctx, l := newLab(t)
 	path, err := iso.Build(ctx, os.Stderr, iso.Options{Version: lab.Version})
 	if err != nil {
@@ -47,31 +51,19 @@ func TestE2EControlNode(t *testing.T) {
 		t.Fatalf("exit code %d, phase %s, failures %v, warnings %v", code, status.Phase, status.Failures(), status.Warnings)
 	}
 	wantGates(t, ctx, m)
-	serverChecks(t, l, checks)
+	serverChecks(t, checks, 1)
 	if err := m.EjectISO(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if marker := output(t, ctx, m, "/usr/bin/cat", "/home/cloud/success"); strings.TrimSpace(marker) != "true" {
-		t.Errorf("success marker holds %q, want true", marker)
-	}
+	wantMade(t, ctx, m, params)
+	worker := addWorker(t, ctx, l, params, path)
+	serverChecks(t, checks, 2)
+	runFromRegistry(t, ctx, l, m)
 
-	// C33: the secrets are in nothing an operator would paste into a report.
-	for name, text := range map[string]string{
-		"processes": output(t, ctx, m, "/usr/bin/ps", "-eo", "args"),
-		"journal":   output(t, ctx, m, "/usr/bin/journalctl", "-b", "--no-pager", "-q", "-u", "nodeagent"),
-		"state":     output(t, ctx, m, "/usr/bin/cat", "/var/lib/nodeagent/state.json"),
-		"log":       output(t, ctx, m, "/usr/bin/cat", "/var/log/nodeagent/kubeadm-init.log"),
-	} {
-		for _, secret := range []string{params.Token, params.CertificateKey} {
-			if strings.Contains(text, secret) {
-				t.Errorf("a secret of the userdata is in the %s", name)
-			}
-		}
-	}
 	// K9: nothing of Kubernetes is looked up outside. What else asks is the
 	// template's time service and CoreDNS, which looks for a loop with a name of
 	// two numbers.
-	harmless := regexp.MustCompile(`^(data-server.*|prod1-control-1.*|.*\.pool\.ntp\.org|\d+\.\d+)$`)
+	harmless := regexp.MustCompile(`^(data-server.*|prod1-(control|node)-1.*|.*\.pool\.ntp\.org|\d+\.\d+)$`)
 	for _, query := range l.Cloud.Router.Queries() {
 		if !harmless.MatchString(query.Name) {
 			t.Errorf("the node asked for the name %q", query.Name)
@@ -100,12 +92,100 @@ func TestE2EControlNode(t *testing.T) {
 	wantNodeSettings(t, ctx, m)
 	wantSteps(t, status, map[string]string{"userdata": "skipped", "iso": "skipped", "images": "skipped", "kubeadm": "skipped", "ready": "done", "success": "done"})
 	wantGates(t, ctx, m) // an API server that has just come back may close one for a moment
-	serverChecks(t, l, checks)
+	serverChecks(t, checks, 2)
 	if status, code, err := lab.ReadStatus(ctx, m); err != nil || code != 0 {
 		t.Errorf("in the end: exit code %d, closed gates %q, %v", code, status.ClosedGates(), err)
 	}
 	if after := fingerprint(t, ctx, m); after != before {
 		t.Errorf("the reboot changed files:\n%s\nbefore\n%s", after, before)
+	}
+	if status, code, err := lab.ReadStatus(ctx, worker); err != nil || code != 0 {
+		t.Errorf("of the worker, in the end: exit code %d, closed gates %q, %v", code, status.ClosedGates(), err)
+	}
+}
+
+const workerName = "prod1-node-1"
+
+// addWorker has a worker join the cluster with those parameters. It is the one of the
+// two that knows the private registry.
+func addWorker(t *testing.T, ctx context.Context, l *lab.Lab, params cloud.UserdataParams, isoPath string) *cloud.Machine {
+	t.Helper()
+	params.Registry = cloud.Registry{Endpoint: "10.1.1.1:5000", URL: "http://10.1.1.1:5000", Username: "joe", Password: "hunter2hunter2"}
+	spec, err := l.WorkerSpec(workerName, netip.MustParseAddr("10.1.1.61"), params)
+	if err != nil {
+		t.Fatal(err)
+	}
+	worker := boot(t, ctx, l, spec)
+	if err := worker.InsertISO(ctx, isoPath); err != nil {
+		t.Fatal(err)
+	}
+	status, code := follow(t, ctx, worker, "")
+	if code != 0 || status.Phase != "done" {
+		t.Fatalf("worker: exit code %d, phase %s, failures %v, warnings %v", code, status.Phase, status.Failures(), status.Warnings)
+	}
+	// K3: CloudStack's join does not check the CA, and status says so.
+	if step, _ := status.Step("kubeadm"); !strings.Contains(step.Note, "CA not verified, it was sha256:") {
+		t.Errorf("worker: kubeadm's step says %q, want the CA that was seen", step.Note)
+	}
+	wantSteps(t, status, map[string]string{"add-ons": "skipped", "ready": "done", "success": "done"})
+	wantGates(t, ctx, worker)
+	wantMade(t, ctx, worker, params)
+	if err := worker.EjectISO(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return worker
+}
+
+// runFromRegistry has the worker run a pod whose image only the private registry has,
+// and only for who logs in.
+func runFromRegistry(t *testing.T, ctx context.Context, l *lab.Lab, control *cloud.Machine) {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "pause")
+	build := exec.CommandContext(ctx, "go", "build", "-o", program, "../iso/programs/pause")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	registry, err := lab.NewRegistry(program, "joe", "hunter2hunter2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := l.Cloud.Listen(5000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: registry, ReadHeaderTimeout: time.Minute}
+	go func() { _ = server.Serve(listener) }()
+	defer server.Close()
+	kubectl := func(args ...string) string {
+		return output(t, ctx, control, "/opt/bin/kubectl", append([]string{"--kubeconfig=/etc/kubernetes/admin.conf"}, args...)...)
+	}
+	kubectl("run", "private", "--image=10.1.1.1:5000/team/private:v1", "--overrides={\"spec\":{\"nodeName\":\""+workerName+"\"}}")
+	kubectl("wait", "--for=condition=Ready", "pod/private", "--timeout=5m")
+	if registry.Pulls.Load() == 0 {
+		t.Error("the pod runs and nobody asked the registry")
+	}
+	kubectl("delete", "pod", "private", "--wait=false")
+}
+
+// wantMade checks what a node that is made has and has not.
+func wantMade(t *testing.T, ctx context.Context, m *cloud.Machine, params cloud.UserdataParams) {
+	t.Helper()
+	if marker := output(t, ctx, m, "/usr/bin/cat", "/home/cloud/success"); strings.TrimSpace(marker) != "true" {
+		t.Errorf("success marker holds %q, want true", marker)
+	}
+	// C33: the secrets are in nothing an operator would paste into a report.
+	for name, text := range map[string]string{
+		"processes": output(t, ctx, m, "/usr/bin/ps", "-eo", "args"),
+		"journal":   output(t, ctx, m, "/usr/bin/journalctl", "-b", "--no-pager", "-q", "-u", "nodeagent"),
+		"state":     output(t, ctx, m, "/usr/bin/cat", "/var/lib/nodeagent/state.json"),
+		"logs":      output(t, ctx, m, "/usr/bin/find", "/var/log/nodeagent", "-type", "f", "-exec", "/usr/bin/cat", "{}", "+"),
+	} {
+		for _, secret := range []string{params.Token, params.CertificateKey, "hunter2hunter2"} {
+			if strings.Contains(text, secret) {
+				t.Errorf("a secret of the userdata is in the %s of %s", name, m.Spec.Name)
+			}
+		}
 	}
 }
 
@@ -161,13 +241,13 @@ func TestE2EPowerCut(t *testing.T) {
 }
 
 // serverChecks are what the management server asks from outside.
-func serverChecks(t *testing.T, l *lab.Lab, checks cloud.Checks) {
+func serverChecks(t *testing.T, checks cloud.Checks, nodes int) {
 	t.Helper()
 	ctx := t.Context()
 	if version, err := checks.WaitAPI(ctx); err != nil || !strings.Contains(version, "v"+lab.Version) {
 		t.Errorf("/version: %q, %v", version, err)
 	}
-	if err := checks.WaitNodes(ctx, 1); err != nil {
+	if err := checks.WaitNodes(ctx, nodes); err != nil {
 		t.Error(err)
 	}
 	if _, err := checks.WaitKubeconfig(ctx); err != nil {

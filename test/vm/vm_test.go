@@ -42,7 +42,7 @@ func newLabWith(t *testing.T, options template.Options) (context.Context, *lab.L
 		}
 		t.Skip("VM tests need root")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 45*time.Minute)
 	t.Cleanup(cancel)
 	dir := t.TempDir()
 	log, err := os.Create(filepath.Join(dir, "lab.log"))

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubeadm
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"nodeagent/internal/host"
+)
+
+// clusterInfo is what an API server tells anyone about its cluster, in the
+// ConfigMap cluster-info that kubeadm init makes for those who join.
+type clusterInfo struct {
+	caHash string    // sha256:hex of the CA's public key, as kubeadm writes it
+	signed bool      // for the bootstrap token that was asked for
+	date   time.Time // the server's clock, to the second; zero when it does not say
+	asked  time.Time // by this machine's clock
+}
+
+// skew is how much this machine's clock is ahead of the server's; less than two
+// seconds are not known.
+func (c clusterInfo) skew() time.Duration {
+	if c.date.IsZero() {
+		return 0
+	}
+	return c.asked.Sub(c.date)
+}
+
+// awaitPause is between two looks at an API server that is not there or not ready:
+// nothing tells when it is.
+const awaitPause = 2 * time.Second
+
+// signerLimit is how long the controller manager may take to sign cluster-info for
+// a token. After that kubeadm is asked, and says what is wrong with the token.
+const signerLimit = 30 * time.Second
+
+// awaitCluster blocks until the API server at endpoint (host:port) has what a node
+// needs to join with the token: the wait of a node that is faster than its control
+// plane. Whose server it is is not checked; kubeadm does that. When ctx ends first
+// the error says what the server answered last.
+func awaitCluster(ctx context.Context, endpoint, token string, report host.Report) (clusterInfo, error) {
+	id, _, _ := strings.Cut(token, ".")
+	client := client(&tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
+	defer client.CloseIdleConnections()
+	var last string
+	var unsigned time.Time
+	for {
+		info, err := readClusterInfo(ctx, client, "https://"+endpoint, id)
+		switch {
+		case err == nil && info.signed:
+			return info, nil
+		case err == nil:
+			if unsigned.IsZero() {
+				unsigned = time.Now()
+			}
+			if time.Since(unsigned) > signerLimit {
+				return info, nil
+			}
+			err = errors.New("it has not signed its description for the bootstrap token yet")
+		}
+		if ctx.Err() != nil {
+			if last == "" {
+				last = err.Error()
+			}
+			return clusterInfo{}, fmt.Errorf("cannot reach the cluster at %s: %s", endpoint, last)
+		}
+		if text := err.Error(); text != last {
+			last = text
+			report("waiting for the API server %s: %s", endpoint, text)
+		}
+		sleep(ctx, awaitPause)
+	}
+}
+
+// readClusterInfo asks once.
+func readClusterInfo(ctx context.Context, client *http.Client, server, tokenID string) (clusterInfo, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, server+"/api/v1/namespaces/kube-public/configmaps/cluster-info", nil)
+	if err != nil {
+		return clusterInfo{}, err
+	}
+	request.Header.Set("Accept", "application/json")
+	info := clusterInfo{asked: time.Now()}
+	reply, err := client.Do(request)
+	if err != nil {
+		return clusterInfo{}, withoutAddress(err)
+	}
+	defer reply.Body.Close()
+	info.date, _ = http.ParseTime(reply.Header.Get("Date")) // a server that does not say has no clock to compare
+	if reply.StatusCode != http.StatusOK {
+		return info, statusError(reply)
+	}
+	var object struct{ Data map[string]string }
+	if err := json.NewDecoder(io.LimitReader(reply.Body, 1<<20)).Decode(&object); err != nil {
+		return info, errors.New("its cluster-info is no ConfigMap")
+	}
+	_, info.signed = object.Data["jws-kubeconfig-"+tokenID]
+	info.caHash, err = caHashOf(object.Data["kubeconfig"])
+	return info, err
+}
+
+// caHashOf reads the CA of the cluster that a kubeconfig without contexts describes.
+func caHashOf(kubeconfig string) (string, error) {
+	var described struct {
+		Clusters []struct {
+			Cluster struct {
+				CA string `yaml:"certificate-authority-data"`
+			}
+		}
+	}
+	if err := yaml.Unmarshal([]byte(kubeconfig), &described); err != nil || len(described.Clusters) != 1 {
+		return "", errors.New("its cluster-info does not describe one cluster")
+	}
+	text, err := base64.StdEncoding.DecodeString(described.Clusters[0].Cluster.CA)
+	if err != nil {
+		return "", errors.New("its cluster-info has a CA that is not base64")
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return "", errors.New("its cluster-info has no CA")
+	}
+	certificate, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return "", errors.New("its cluster-info has a CA that is no certificate")
+	}
+	hash := sha256.Sum256(certificate.RawSubjectPublicKeyInfo)
+	return "sha256:" + hex.EncodeToString(hash[:]), nil
+}
