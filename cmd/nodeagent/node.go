@@ -600,14 +600,19 @@ func (n *node) configureContainerd(ctx context.Context, report host.Report) (age
 }
 
 func (n *node) importImages(ctx context.Context, report host.Report) (agent.Result, error) {
-	if err := kubeadm.ImportImages(ctx, n.host, n.bundle, n.images, report); err != nil {
+	want, leave, without := n.images, []string(nil), ""
+	if n.intent.Mode == userdata.ModeJoin {
+		want, leave = kubeadm.ForWorker(n.images)
+		without = ", without the control plane's"
+	}
+	if err := kubeadm.ImportImages(ctx, n.host, n.bundle, want, leave, report); err != nil {
 		return agent.Result{}, err
 	}
 	var bytes int64
 	for _, image := range n.bundle.Images {
 		bytes += image.Bytes
 	}
-	return agent.Result{Note: fmt.Sprintf("%d files, %d MB", len(n.bundle.Images), bytes/1e6)}, nil
+	return agent.Result{Note: fmt.Sprintf("%d files, %d MB%s", len(n.bundle.Images), bytes/1e6, without)}, nil
 }
 
 // releaseISO lets go of the ISO and records that it is not needed any more.

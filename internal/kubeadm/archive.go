@@ -28,6 +28,11 @@ type archivedImage struct {
 	blobs  []archivedBlob // what they refer to first
 }
 
+// isOneOf says that the image has no name but those.
+func (a archivedImage) isOneOf(names []string) bool {
+	return !slices.ContainsFunc(a.names, func(name string) bool { return !slices.Contains(names, name) })
+}
+
 type archivedBlob struct {
 	ocispec.Descriptor
 	content *io.SectionReader

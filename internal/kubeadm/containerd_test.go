@@ -288,6 +288,25 @@ func TestSandboxImage(t *testing.T) {
 	}
 }
 
+// A worker does without the control plane's images, whatever registry they are of; an
+// archive's image with another name beside is somebody's.
+func TestForWorker(t *testing.T) {
+	t.Parallel()
+	control := []string{"registry.k8s.io/kube-apiserver:v1.34.4", "example.com:5000/k8s/etcd:3.6.5-0"}
+	worker, left := ForWorker([]string{control[0], pause, "registry.k8s.io/kube-proxy:v1.34.4", control[1], "registry.k8s.io/coredns/coredns:v1.12.1"})
+	if len(worker) != 3 || !slices.Equal(left, control) {
+		t.Errorf("ForWorker = %q and %q", worker, left)
+	}
+	for _, test := range []struct {
+		names []string
+		want  bool
+	}{{control[:1], true}, {control, true}, {append([]string{"mine:1"}, control...), false}, {[]string{pause}, false}} {
+		if got := (archivedImage{names: test.names}).isOneOf(left); got != test.want {
+			t.Errorf("an image named %q is one of %q: %v", test.names, left, got)
+		}
+	}
+}
+
 func TestImages(t *testing.T) {
 	t.Parallel()
 	m := hosttest.New(t)

@@ -39,15 +39,16 @@ const (
 
 // ImportImages gives containerd the ISO's images, unpacked and under the names
 // the kubelet asks for: several archives at a time, the largest first. Images
-// that are there whole are passed over, so a repeated call does what is left.
-// Then it looks whether all images of want (see Images) are there. Errors are
+// that are there whole are passed over, so a repeated call does what is left, and so
+// are those of leave. Then it looks whether all images of want (see Images) are there.
+// Errors are
 // fault.ImageImportFailed, or fault.ISOInvalid for a damaged archive, which name
 // every archive that failed, and fault.ImageMissing, which names every image.
-func ImportImages(ctx context.Context, h *host.Host, bundle *Bundle, want []string, report host.Report) error {
-	return importImages(ctx, h, bundle, want, say(report), h.Path(CRISocket), defaults.DefaultSnapshotter)
+func ImportImages(ctx context.Context, h *host.Host, bundle *Bundle, want, leave []string, report host.Report) error {
+	return importImages(ctx, h, bundle, want, leave, say(report), h.Path(CRISocket), defaults.DefaultSnapshotter)
 }
 
-func importImages(ctx context.Context, h *host.Host, bundle *Bundle, want []string, report host.Report, socket, snapshotter string) error {
+func importImages(ctx context.Context, h *host.Host, bundle *Bundle, want, leave []string, report host.Report, socket, snapshotter string) error {
 	client, err := containerd.New(socket, containerd.WithDefaultNamespace(imageNamespace), containerd.WithTimeout(dialLimit))
 	if err != nil {
 		return fault.Wrap(fault.ImageImportFailed, err, "cannot reach containerd over %s", socket)
@@ -60,7 +61,7 @@ func importImages(ctx context.Context, h *host.Host, bundle *Bundle, want []stri
 	defer root.Close()
 
 	files := slices.SortedFunc(slices.Values(bundle.Images), func(a, b ImageFile) int { return cmp.Compare(b.Bytes, a.Bytes) })
-	i := &importer{client: client, snapshotter: snapshotter, platform: platforms.Default(), progress: newProgress(files)}
+	i := &importer{client: client, leave: leave, snapshotter: snapshotter, platform: platforms.Default(), progress: newProgress(files)}
 	stop := i.progress.tell(report)
 	// The work is done in containerd: one stream per processor keeps it busy.
 	var group errgroup.Group
@@ -104,8 +105,23 @@ func missingImages(want []string, present []images.Image) []string {
 	})
 }
 
+// ForWorker parts kubeadm's images in those that a worker runs and those of the
+// control plane, which no worker ever does.
+func ForWorker(all []string) (worker, controlPlane []string) {
+	for _, image := range all {
+		name, _, _ := strings.Cut(path.Base(image), ":")
+		if slices.Contains([]string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd"}, name) {
+			controlPlane = append(controlPlane, image)
+		} else {
+			worker = append(worker, image)
+		}
+	}
+	return worker, controlPlane
+}
+
 type importer struct {
 	client      *containerd.Client
+	leave       []string // images not to import
 	snapshotter string
 	platform    platforms.MatchComparer
 	progress    *progress
@@ -128,6 +144,9 @@ func (i *importer) importFile(ctx context.Context, root *os.Root, file ImageFile
 	}
 	transferred := int64(0)
 	for _, image := range found {
+		if image.isOneOf(i.leave) {
+			continue
+		}
 		complete, err := i.complete(ctx, image)
 		if err != nil {
 			return err

@@ -130,6 +130,9 @@ func addWorker(t *testing.T, ctx context.Context, l *lab.Lab, params cloud.Userd
 	wantSteps(t, status, map[string]string{"add-ons": "skipped", "ready": "done", "success": "done"})
 	wantGates(t, ctx, worker)
 	wantMade(t, ctx, worker, params)
+	if images := output(t, ctx, worker, "/usr/bin/ctr", "-n", "k8s.io", "images", "ls", "-q"); !strings.Contains(images, "/kube-proxy:") || strings.Contains(images, "/kube-apiserver:") {
+		t.Errorf("the worker has the images\n%s", images)
+	}
 	if err := worker.EjectISO(ctx); err != nil {
 		t.Fatal(err)
 	}
