@@ -61,7 +61,7 @@ func TestE2ECluster(t *testing.T) {
 	runFromRegistry(t, ctx, l, m)
 	// Scaled down again (contract 5.5).
 	output(t, ctx, m, "/opt/bin/kubectl", "--kubeconfig=/etc/kubernetes/admin.conf", "delete", "node", workerName)
-	if err := worker.Kill(); err != nil {
+	if err := worker.Stop(); err != nil {
 		t.Fatal(err)
 	}
 
