@@ -142,7 +142,7 @@ func TestJoinWithoutACluster(t *testing.T) {
 	f := newFakeKubeadm(t, joinable(t, nil))
 	plan := planFor(f.api)
 	f.api.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	_, err := Join(ctx, f.m.Host(), plan, discard)
 	if err == nil || fault.As(err).Code != fault.APIUnreachable || !strings.Contains(err.Error(), plan.Endpoint+": ") || !strings.Contains(err.Error(), "connection refused") || len(f.ran) > 0 {
@@ -176,7 +176,7 @@ func TestJoinWithAWrongClock(t *testing.T) {
 			f := newFakeKubeadm(t, api)
 			ctx := t.Context()
 			if test.want != "" {
-				limited, cancel := context.WithTimeout(ctx, 3*time.Second)
+				limited, cancel := context.WithTimeout(ctx, 10*time.Second)
 				defer cancel()
 				ctx = limited
 			}
