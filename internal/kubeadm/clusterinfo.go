@@ -23,6 +23,8 @@ import (
 	"nodeagent/internal/host"
 )
 
+const clusterInfoPath = "/api/v1/namespaces/kube-public/configmaps/cluster-info"
+
 // clusterInfo is what an API server tells anyone about its cluster, in the
 // ConfigMap cluster-info that kubeadm init makes for those who join.
 type clusterInfo struct {
@@ -89,7 +91,7 @@ func awaitCluster(ctx context.Context, endpoint, token string, report host.Repor
 
 // readClusterInfo asks once.
 func readClusterInfo(ctx context.Context, client *http.Client, server, tokenID string) (clusterInfo, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, server+"/api/v1/namespaces/kube-public/configmaps/cluster-info", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, server+clusterInfoPath, nil)
 	if err != nil {
 		return clusterInfo{}, err
 	}

@@ -375,11 +375,8 @@ func (a *API) state(ctx context.Context) clusterState {
 	if err := a.waitAnswer(ctx); err != nil {
 		return clusterBroken
 	}
-	const (
-		clusterInfo = "/api/v1/namespaces/kube-public/configmaps/cluster-info"
-		proxyRole   = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/rolebindings/kube-proxy"
-	)
-	if !a.existsInTime(ctx, clusterInfo) {
+	const proxyRole = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/rolebindings/kube-proxy"
+	if !a.existsInTime(ctx, clusterInfoPath) {
 		return clusterBroken
 	}
 	if !a.existsInTime(ctx, proxyRole) {

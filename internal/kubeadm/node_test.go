@@ -215,10 +215,7 @@ func existing(t *testing.T, paths ...string) *testAPI {
 	return newTestAPI(t, handlers)
 }
 
-const (
-	clusterInfoPath = "/api/v1/namespaces/kube-public/configmaps/cluster-info"
-	proxyRolePath   = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/rolebindings/kube-proxy"
-)
+const proxyRolePath = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/rolebindings/kube-proxy"
 
 // A kill at any instruction of an earlier Init: what is found decides.
 func TestInitAfterAKill(t *testing.T) {

@@ -110,9 +110,11 @@ type Registry struct {
 	Token    secret.Text
 }
 
+const hostPort = `([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
+
 var (
-	registryHostForm = pattern(`^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$`)
-	registryURLForm  = pattern(`^https?://([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?$`)
+	registryHostForm = pattern(`^` + hostPort + `$`)
+	registryURLForm  = pattern(`^https?://` + hostPort + `(/[A-Za-z0-9._/-]*)?$`)
 )
 
 // reachable says that host and URL can be those of a registry.
