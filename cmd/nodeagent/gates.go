@@ -34,15 +34,17 @@ type gate struct {
 // a node that is short of CPU must still get an answer.
 const gatesTimeout = 10 * time.Second
 
+// check is how a gate is looked at.
+type check struct {
+	name    string
+	cluster bool
+	probe   func(ctx context.Context) (detail string, err error)
+}
+
 // checkGates asks what the server will ask, side by side.
 func checkGates(ctx context.Context, h *host.Host, nodeName string, instance *agent.Instance) []gate {
 	ctx, cancel := context.WithTimeout(ctx, gatesTimeout)
 	defer cancel()
-	type check struct {
-		name    string
-		cluster bool
-		probe   func(ctx context.Context) (detail string, err error)
-	}
 	checks := []check{
 		{name: "ssh", probe: probeSSH},
 		{name: "api", probe: asking(h, kubeadm.OpenAPI, func(api *kubeadm.API) (string, error) {
@@ -72,6 +74,11 @@ func checkGates(ctx context.Context, h *host.Host, nodeName string, instance *ag
 		asked := map[string][]string{"join": {"ssh", "node-ready", "success"}, "etcd": {"ssh"}, "none": {"ssh"}}[instance.Mode]
 		checks = slices.DeleteFunc(checks, func(c check) bool { return asked != nil && !slices.Contains(asked, c.name) })
 	}
+	return runChecks(ctx, checks)
+}
+
+// runChecks looks at all gates side by side.
+func runChecks(ctx context.Context, checks []check) []gate {
 	gates := make([]gate, len(checks))
 	var all sync.WaitGroup
 	for i, check := range checks {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,6 +42,7 @@ type statusReport struct {
 	Ended         *time.Time      `json:"ended,omitempty"`
 	Steps         []agent.Record  `json:"steps"`
 	Gates         []gate          `json:"gates"`
+	Health        []gate          `json:"health"`
 	Warnings      []agent.Warning `json:"warnings"`
 }
 
@@ -117,7 +119,7 @@ func (r *statusReport) exitCode() int {
 // readStatus reads the state and checks the gates.
 func readStatus(ctx context.Context, h *host.Host) (*statusReport, error) {
 	report := &statusReport{SchemaVersion: agent.SchemaVersion, Phase: agent.PhaseIdle,
-		Steps: []agent.Record{}, Gates: []gate{}, Warnings: []agent.Warning{}}
+		Steps: []agent.Record{}, Gates: []gate{}, Health: []gate{}, Warnings: []agent.Warning{}}
 	bootID, err := h.BootID()
 	if err != nil {
 		return nil, err
@@ -142,7 +144,8 @@ func readStatus(ctx context.Context, h *host.Host) (*statusReport, error) {
 	}
 	if state.Role == kubernetesRole {
 		report.Gates = checkGates(ctx, h, state.Node, state.Instance)
-		for _, gate := range report.Gates {
+		report.Health = checkHealth(ctx, h)
+		for _, gate := range slices.Concat(report.Gates, report.Health) {
 			if !gate.OK && !gate.Unknown && !gate.Cluster && report.Phase == agent.PhaseDone {
 				report.Phase = agent.PhaseDegraded
 			}
@@ -203,6 +206,7 @@ func (s *screen) show(r *statusReport, now time.Time) {
 		s.paragraph("  ", fmt.Sprintf("%s: %s", warning.Code, warning.Message))
 	}
 	s.gates(r)
+	s.health(r)
 }
 
 func (s *screen) headline(r *statusReport, now time.Time) {
@@ -285,17 +289,40 @@ func (s *screen) gates(r *statusReport) {
 	fmt.Fprintln(s.out, "\nWhat CloudStack's server will check on this node")
 	all := true
 	for _, gate := range r.Gates {
-		word, colour := "ok  ", green
-		switch {
-		case gate.Unknown:
-			word, colour = "?   ", grey
-		case !gate.OK:
-			word, colour, all = "no  ", yellow, all && gate.Cluster
-		}
-		fmt.Fprintf(s.out, "  %s  %s\n", s.paint(colour, word), cut(fmt.Sprintf("%-13s%s", gate.Name, gate.Detail), s.width-8))
+		s.gate(gate)
+		all = all && (gate.OK || gate.Unknown || gate.Cluster)
 	}
 	if all && r.Phase == agent.PhaseDone {
 		fmt.Fprintln(s.out, "All local gates pass: if CloudStack still waits, look outside this node.")
+	}
+}
+
+func (s *screen) gate(gate gate) {
+	word, colour := "ok  ", green
+	switch {
+	case gate.Unknown:
+		word, colour = "?   ", grey
+	case !gate.OK:
+		word, colour = "no  ", yellow
+	}
+	fmt.Fprintf(s.out, "  %s  %s\n", s.paint(colour, word), cut(fmt.Sprintf("%-13s%s", gate.Name, gate.Detail), s.width-8))
+}
+
+// health shows what is wrong in a paragraph of its own: the reason may be long.
+func (s *screen) health(r *statusReport) {
+	if len(r.Health) == 0 {
+		return
+	}
+	fmt.Fprintln(s.out, "\nHealth")
+	for _, gate := range r.Health {
+		if gate.OK || gate.Unknown {
+			s.gate(gate)
+			continue
+		}
+		whole := gate.Detail
+		gate.Detail = ""
+		s.gate(gate)
+		s.paragraph("        ", whole)
 	}
 }
 

@@ -50,10 +50,13 @@ func screens() map[string]*statusReport {
 	done.Ended = at(187)
 	done.Gates = []gate{{Name: "ssh", OK: true, Detail: "port 22 greets with SSH-2.0-OpenSSH_9.2p1"},
 		{Name: "api", OK: true, Detail: "/version says v1.34.4"}}
+	done.Health = []gate{{Name: "etcd", OK: true, Detail: "3 of 3 members work, 1 may fail"}}
 	degraded := base(agent.PhaseDegraded)
 	degraded.Ended = at(3800)
 	degraded.Warnings = []agent.Warning{{Step: "cloud-init", Code: fault.CloudInitFailed, Message: "a module of cloud-init failed: cloud-config.service is failed (exit-code)"}}
 	degraded.Gates = []gate{{Name: "api", Detail: "connection refused"}, {Name: "kubeconfig", Detail: "permission denied", Unknown: true}}
+	degraded.Health = []gate{{Name: "certificates", Detail: "pki/apiserver.crt expires in 12 days: kubeadm certs renew all, then reboot"},
+		{Name: "disk", OK: true, Detail: "6.0 GiB of 12.0 GiB free, 50 %"}}
 	interrupted := base(agent.PhaseFailed, agent.Record{Name: "images", Status: agent.Interrupted,
 		Error: &agent.Failure{Code: fault.Interrupted, Message: "nodeagent ended while this step ran", Hint: fault.Interrupted.Remedy()}})
 	return map[string]*statusReport{"running": running, "failed": failed, "done": done, "degraded": degraded,

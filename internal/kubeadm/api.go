@@ -5,6 +5,7 @@ package kubeadm
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +27,8 @@ type API struct {
 	bootID    string // of this machine; what its kubelet said on an earlier boot is old news
 	admin     *http.Client
 	anonymous *http.Client
+
+	certificate *x509.Certificate // which admin shows
 }
 
 const (

@@ -120,6 +120,7 @@ func parseKubeconfig(text []byte, read func(name string) ([]byte, error)) (*API,
 			return nil, errors.New("its client certificate and key cannot be used")
 		}
 		settings.Certificates = []tls.Certificate{pair}
+		api.certificate = pair.Leaf
 	}
 	if len(settings.Certificates) == 0 {
 		return nil, errors.New("it has no client certificate")

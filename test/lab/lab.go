@@ -151,11 +151,14 @@ func (l *Lab) Boot(ctx context.Context, spec cloud.MachineSpec) (*cloud.Machine,
 type Status struct {
 	Role, Phase, BootID string
 	Steps               []Step
-	Gates               []struct {
-		Name, Detail string
-		OK, Unknown  bool
-	}
-	Warnings []struct{ Step, Code, Message string }
+	Gates, Health       []Gate
+	Warnings            []struct{ Step, Code, Message string }
+}
+
+// Gate is something a Status says of the node as it is now.
+type Gate struct {
+	Name, Detail string
+	OK, Unknown  bool
 }
 
 // Step is one step of a Status.
@@ -178,9 +181,10 @@ func (s *Status) Step(name string) (Step, bool) {
 	return Step{}, false
 }
 
-// ClosedGates returns the gates that do not pass, each with its detail.
+// ClosedGates returns the gates that do not pass and what is not healthy, each with its
+// detail.
 func (s *Status) ClosedGates() (closed []string) {
-	for _, gate := range s.Gates {
+	for _, gate := range slices.Concat(s.Gates, s.Health) {
 		if !gate.OK {
 			closed = append(closed, gate.Name+": "+gate.Detail)
 		}

