@@ -531,18 +531,33 @@ func (n *node) needsDisk() bool {
 	return n.ownsNode() && (n.provisioned || slices.Contains([]userdata.Mode{userdata.ModeInit, userdata.ModeJoin, userdata.ModeJoinControlPlane}, n.intent.Mode))
 }
 
-// checkMachine is what can be known to be wrong before the ISO is there.
-func (n *node) checkMachine(context.Context, host.Report) (agent.Result, error) {
+// checkMachine is what can be known to be wrong before the ISO is there, all of it
+// at once.
+func (n *node) checkMachine(ctx context.Context, _ host.Report) (agent.Result, error) {
+	var failures []error
 	if n.diskBytes < n.role.MinimumDisk {
 		has := "has"
 		if n.diskBytes < n.disk.DiskBytes {
 			has = fmt.Sprintf("has %s of which rootdisksize allows", gibibytes(n.disk.DiskBytes))
 		}
-		return agent.Result{}, fault.New(fault.DiskTooSmall,
+		failures = append(failures, fault.New(fault.DiskTooSmall,
 			"the root disk %s %s %s (%d bytes); a Kubernetes node needs %s (%d bytes) at least",
-			n.disk.Disk, has, gibibytes(n.diskBytes), n.diskBytes, gibibytes(n.role.MinimumDisk), n.role.MinimumDisk)
+			n.disk.Disk, has, gibibytes(n.diskBytes), n.diskBytes, gibibytes(n.role.MinimumDisk), n.role.MinimumDisk))
 	}
-	return agent.Result{Note: fmt.Sprintf("root disk of %s", gibibytes(n.diskBytes))}, nil
+	result := agent.Result{Note: fmt.Sprintf("root disk of %s", gibibytes(n.diskBytes))}
+	if n.makesKubernetes() {
+		machine, err := kubeadm.ReadMachine(ctx, n.host)
+		if err != nil {
+			return result, fault.Join(fault.HostSettingsFailed, append(failures, err))
+		}
+		unfit, warnings := machine.Unfit(n.intent.Mode != userdata.ModeJoin, n.intent.IgnorePreflight)
+		failures, result.Warnings = append(failures, unfit...), warnings
+		result.Note += ", " + machine.String()
+	}
+	if len(failures) > 0 {
+		return result, fault.Join(fault.HostSettingsFailed, failures)
+	}
+	return result, nil
 }
 
 func gibibytes(bytes int64) string { return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30)) }
@@ -559,7 +574,17 @@ func (n *node) findISO(ctx context.Context, report host.Report) (agent.Result, e
 		return agent.Result{}, err
 	}
 	n.bundle = bundle
-	return agent.Result{Note: fmt.Sprintf("%s on %s (label %q), %d images", bundle.Version, bundle.Device, bundle.Label, len(bundle.Images))}, nil
+	result := agent.Result{Note: fmt.Sprintf("%s on %s (label %q), %d images", bundle.Version, bundle.Device, bundle.Label, len(bundle.Images))}
+	machine, err := kubeadm.ReadMachine(ctx, n.host)
+	if err != nil {
+		return result, err
+	}
+	failures, warnings := machine.UnfitFor(n.version(), bundle.ImageBytes())
+	result.Warnings = warnings
+	if len(failures) > 0 {
+		return result, fault.Join(fault.ISOInvalid, failures)
+	}
+	return result, nil
 }
 
 func (n *node) install(ctx context.Context, _ host.Report) (agent.Result, error) {
@@ -608,11 +633,7 @@ func (n *node) importImages(ctx context.Context, report host.Report) (agent.Resu
 	if err := kubeadm.ImportImages(ctx, n.host, n.bundle, want, leave, report); err != nil {
 		return agent.Result{}, err
 	}
-	var bytes int64
-	for _, image := range n.bundle.Images {
-		bytes += image.Bytes
-	}
-	return agent.Result{Note: fmt.Sprintf("%d files, %d MB%s", len(n.bundle.Images), bytes/1e6, without)}, nil
+	return agent.Result{Note: fmt.Sprintf("%d files, %d MB%s", len(n.bundle.Images), n.bundle.ImageBytes()/1e6, without)}, nil
 }
 
 // releaseISO lets go of the ISO and records that it is not needed any more.

@@ -27,6 +27,11 @@ const (
 	UserdataInvalid     Code = "userdata-invalid"
 	UserdataUnknown     Code = "userdata-unknown"
 	CloudInitFailed     Code = "cloud-init-failed"
+	MachineTooSmall     Code = "machine-too-small"
+	MachineIDInvalid    Code = "machine-id-invalid"
+	CPULevelLow         Code = "cpu-level-low"
+	DiskSpaceLow        Code = "disk-space-low"
+	RuntimeUnfit        Code = "runtime-unfit"
 	ISOMissing          Code = "iso-missing"
 	ISOIncomplete       Code = "iso-incomplete"
 	ISOInvalid          Code = "iso-invalid"
@@ -96,6 +101,12 @@ func Catalogue() []Entry {
 		{UserdataInvalid, "The userdata cannot be used.", "Correct what the message names (`nodeagent plan` checks userdata anywhere); where the message says it was cut off, compare its length with what was sent."},
 		{UserdataUnknown, "The userdata is not one nodeagent understands wholly; it was handed to cloud-init as it is.", "Nothing, if the template was edited on purpose; the reasons are in the message, what cloud-init did in /var/log/cloud-init-output.log."},
 		{CloudInitFailed, "cloud-init reported an error.", "See /var/log/cloud-init-output.log and `cloud-init status --long`."},
+		{MachineTooSmall, "The machine has less CPU or memory than its role in the cluster needs.", "Give the node a larger service offering and start it again."},
+		{MachineIDInvalid, "/etc/machine-id is not one that the kubelet can use.", "Empty the file in the template; on this machine run `systemd-machine-id-setup`, then reboot."},
+		{CPULevelLow, "The virtual CPU lacks instructions that programs in container images ask for.",
+			"Set guest.cpu.mode=host-passthrough (or a newer guest.cpu.model) in agent.properties of the KVM host, then stop and start the VM."},
+		{DiskSpaceLow, "The disk has too little space for the ISO's images.", "Give the node a larger root disk, or free space on it (`df -h /`), then `systemctl restart nodeagent`."},
+		{RuntimeUnfit, "containerd or the kernel's cgroups do not fit the ISO's kubelet.", "Use a template with another containerd, or an ISO of another Kubernetes version; the message names both."},
 		{ISOMissing, "The Kubernetes binaries ISO was not attached in time.", "Attach the ISO of the cluster's Kubernetes version to the VM; on VMware check that the VM has a free CD drive."},
 		{ISOIncomplete, "The binaries ISO lacks files a node needs.", "Build the ISO again with create-kubernetes-binaries-iso.sh and register it as a new version."},
 		{ISOInvalid, "A file on the binaries ISO cannot be used.", "Build the ISO again; check the downloads named in the message."},

@@ -8,6 +8,8 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 )
 
 // Error is a failure an operator can act on.
@@ -28,6 +30,30 @@ func New(code Code, format string, args ...any) *Error {
 // them, stay reachable through As.
 func Wrap(code Code, err error, format string, args ...any) *Error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, args...), Err: err}
+}
+
+// Join returns one Error of several problems, nil ones left out. Code and log are those
+// of the first that has a code, else code; the hint says what to do about each of them.
+func Join(code Code, problems []error) *Error {
+	joined := New(code, "")
+	var texts, hints []string
+	for _, problem := range problems {
+		if problem == nil {
+			continue
+		}
+		known := (*Error)(nil)
+		if errors.As(problem, &known) {
+			if hint := As(problem).Hint; !slices.Contains(hints, hint) {
+				hints = append(hints, hint)
+			}
+			if len(texts) == 0 {
+				joined.Code, joined.Log = known.Code, As(problem).Log
+			}
+		}
+		texts = append(texts, problem.Error())
+	}
+	joined.Message, joined.Hint = strings.Join(texts, "; "), strings.Join(hints, " ")
+	return joined
 }
 
 // WithHint says what to do in place of the catalogue's remedy.

@@ -61,3 +61,19 @@ func TestAsCollectsHintAndLogFromTheCause(t *testing.T) {
 		t.Errorf("As(plain error) = %+v, want code internal with a remedy", got)
 	}
 }
+
+// Of several problems all are said, and what to do about each, once.
+func TestJoin(t *testing.T) {
+	t.Parallel()
+	got := fault.As(fault.Join(fault.InstallFailed, []error{
+		nil, fault.New(fault.DiskTooSmall, "small").WithLog([]string{"line"}), errors.New("plain"), fault.New(fault.ISOInvalid, "bad"), fault.New(fault.ISOInvalid, "worse"),
+	}))
+	want := fault.Error{Code: fault.DiskTooSmall, Message: "small; plain; bad; worse",
+		Hint: fault.DiskTooSmall.Remedy() + " " + fault.ISOInvalid.Remedy(), Log: []string{"line"}}
+	if got.Code != want.Code || got.Message != want.Message || got.Hint != want.Hint || len(got.Log) != 1 {
+		t.Errorf("Join = %+v, want %+v", got, want)
+	}
+	if got := fault.As(fault.Join(fault.InstallFailed, []error{errors.New("plain")})); got.Code != fault.InstallFailed || got.Hint != fault.InstallFailed.Remedy() {
+		t.Errorf("Join of a problem without a code = %+v", got)
+	}
+}

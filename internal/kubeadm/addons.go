@@ -36,7 +36,7 @@ func ApplyAddOns(ctx context.Context, h *host.Host, addOns AddOns, report host.R
 		problems = append(problems, a.apply(ctx, task))
 	}
 	if errors.Join(problems...) != nil {
-		return joinFaults(fault.AddOnFailed, problems)
+		return fault.Join(fault.AddOnFailed, problems)
 	}
 	return nil
 }

@@ -40,6 +40,14 @@ type ImageFile struct {
 	Bytes int64
 }
 
+// ImageBytes is how large all image archives are.
+func (b *Bundle) ImageBytes() (bytes int64) {
+	for _, image := range b.Images {
+		bytes += image.Bytes
+	}
+	return bytes
+}
+
 // medium is what was found in one block device.
 type medium struct {
 	device  string

@@ -81,7 +81,7 @@ func importImages(ctx context.Context, h *host.Host, bundle *Bundle, want, leave
 		return fault.Wrap(fault.ImageImportFailed, err, "cannot import the images of the binaries ISO: %s", i.progress)
 	}
 	if err := errors.Join(problems...); err != nil {
-		return joinFaults(fault.ImageImportFailed, problems)
+		return fault.Join(fault.ImageImportFailed, problems)
 	}
 	return i.checkImages(ctx, want)
 }

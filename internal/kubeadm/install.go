@@ -74,28 +74,9 @@ func Install(ctx context.Context, h *host.Host, bundle *Bundle) (changed bool, e
 		changed = changed || change
 	}
 	if err := errors.Join(problems...); err != nil {
-		return changed, joinFaults(fault.InstallFailed, problems)
+		return changed, fault.Join(fault.InstallFailed, problems)
 	}
 	return changed, nil
-}
-
-// joinFaults makes one failure of several problems. Its code is that of the
-// first problem that has one.
-func joinFaults(code fault.Code, problems []error) error {
-	var texts []string
-	var log []string
-	for _, problem := range problems {
-		if problem == nil {
-			continue
-		}
-		var known *fault.Error
-		if errors.As(problem, &known) && len(texts) == 0 {
-			code = known.Code
-			log = known.Log
-		}
-		texts = append(texts, problem.Error())
-	}
-	return fault.New(code, "%s", strings.Join(texts, "; ")).WithLog(log)
 }
 
 // installProgram copies a program of the ISO, after a look at whether this
