@@ -48,6 +48,7 @@ type Cloud struct {
 	sockets string // unix sockets: their paths may have 107 bytes only
 	accel   string
 	network *network
+	outside *outside
 	began   time.Time
 
 	logMu sync.Mutex
@@ -110,6 +111,9 @@ func (c *Cloud) open(ctx context.Context, router netip.Addr) error {
 	if c.network, err = newNetwork(router); err != nil {
 		return err
 	}
+	if c.outside, err = watchOutside(c.network); err != nil {
+		return err
+	}
 	if c.Router, err = startRouter(ctx, c.network, router, c.dir); err != nil {
 		return err
 	}
@@ -140,6 +144,9 @@ func (c *Cloud) Close() error {
 	}
 	if c.Router != nil {
 		errs = append(errs, c.Router.close())
+	}
+	if c.outside != nil {
+		errs = append(errs, c.outside.close())
 	}
 	if c.network != nil {
 		errs = append(errs, c.network.close())

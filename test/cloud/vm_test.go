@@ -280,6 +280,49 @@ func TestCloudIsIsolatedAndCleansUp(t *testing.T) {
 	}
 }
 
+// What a machine sends to the outside is seen, and what goes to its neighbours or a
+// cluster's pods is not.
+func TestOutside(t *testing.T) {
+	t.Parallel()
+	c := newTestCloud(t, Options{})
+	client := newClient(t, c, net.HardwareAddr{2, 0, 0, 0, 0, 9})
+	if err := client.do(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		if err := addAddress(link, netip.MustParsePrefix("10.1.1.99/24")); err != nil {
+			return err
+		}
+		if err := netlink.RouteAdd(&netlink.Route{Gw: gateway.AsSlice()}); err != nil {
+			return err
+		}
+		for _, address := range []string{"10.1.1.1:53", "10.244.1.2:443", "9.9.9.9:53", "9.9.9.9:53", "192.0.2.7:443"} {
+			conn, err := net.Dial("udp", address)
+			if err != nil {
+				return err
+			}
+			if _, err := conn.Write([]byte("hello")); err != nil {
+				return err
+			}
+			if err := conn.Close(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"UDP to 192.0.2.7:443 from 10.1.1.99", "UDP to 9.9.9.9:53 from 10.1.1.99"}
+	for ctx := deadline(t, time.Minute); !slices.Equal(c.Outside(), want); {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("seen %q, want %q", c.Outside(), want)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
 // A killed process must leave neither children nor, after the next New, its
 // namespace.
 func TestKilledProcessLeavesNothing(t *testing.T) {

@@ -76,6 +76,9 @@ func TestE2ECluster(t *testing.T) {
 			t.Errorf("the node asked for the name %q", query.Name)
 		}
 	}
+	if packets := l.Cloud.Outside(); len(packets) > 0 {
+		t.Errorf("the nodes sent to the outside: %q", packets)
+	}
 	for line := range strings.Lines(output(t, ctx, m, "/usr/bin/cat", "/var/lib/nodeagent/state.json")) {
 		if strings.Contains(line, "peakMemoryBytes") || strings.Contains(line, "cpuSeconds") {
 			t.Log("of nodeagent itself:", strings.TrimSpace(line))
