@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 
+	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
 )
 
@@ -28,7 +30,8 @@ func main() {
 	}
 }
 
-// writeDocs fills a folder: man/, completions/ and cli/ (Markdown).
+// writeDocs fills a folder: man/, completions/ and cli/ (Markdown), with the
+// codes of all failures.
 func writeDocs(args []string) error {
 	if len(args) != 2 || args[0] != "docs" {
 		return errors.New("usage: docs DIR")
@@ -52,6 +55,7 @@ func writeDocs(args []string) error {
 	return errors.Join(
 		doc.GenManTree(root, header, man),
 		doc.GenMarkdownTree(root, cli),
+		os.WriteFile(filepath.Join(cli, "codes.md"), codesPage(), 0o644),
 		// What `nodeagent completion` prints.
 		root.GenBashCompletionFileV2(filepath.Join(completions, "nodeagent"), true),
 		root.GenZshCompletionFile(filepath.Join(completions, "_nodeagent")),
@@ -67,6 +71,18 @@ func sourceDate() (time.Time, error) {
 		return time.Time{}, fmt.Errorf("cannot read SOURCE_DATE_EPOCH: %w", err)
 	}
 	return time.Unix(seconds, 0).UTC(), nil
+}
+
+// codesPage is fault's catalogue, in Markdown.
+func codesPage() []byte {
+	var page bytes.Buffer
+	page.WriteString("# Codes of failures and warnings\n\n" +
+		"What `nodeagent status` names. Codes never change their meaning; new ones are added. A message beside the code names\n" +
+		"the file, key or value that it is about, and where it can say better what to do than this page, it does.\n")
+	for _, entry := range fault.Catalogue() {
+		fmt.Fprintf(&page, "\n## %s\n\n%s\n\n%s\n", entry.Code, entry.Cause, entry.Remedy)
+	}
+	return page.Bytes()
 }
 
 // documented is the command tree as the generators are to see it.
