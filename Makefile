@@ -21,10 +21,10 @@ PACKAGES = qemu-system-x86 qemu-user qemu-utils mmdebstrap xorriso dnsmasq-base 
 	systemd dbus-daemon lintian shellcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help build deb debs docs packages lint unit test e2e template bench demo clean
+.PHONY: help build deb debs docs packages lint unit test e2e e2e-cluster template bench demo clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 build: ## Build bin/nodeagent, one static file
 	$(GO_BUILD) -o bin/nodeagent ./cmd/nodeagent
@@ -65,10 +65,13 @@ unit: packages ## The tests that need no VM
 test: unit deb ## All tests that need no Kubernetes: unit tests, then VMs
 	template=$$($(SUDO) env "PATH=$$PATH" go run ./test/template/cmd/build-template $(DEB) | sed -n 's/^disk: *//p') && \
 	$(SUDO) env "PATH=$$PATH" NODEAGENT_TEMPLATE="$$(dirname "$$template")" \
-		go test -tags vm -p 1 -parallel 2 -count=1 -timeout 60m -v -skip '^TestE2E' ./test/cloud ./test/vm
+		go test -tags vm -p 1 -parallel 2 -count=1 -timeout 60m -v -skip '^Test(E2E|Cluster)' ./test/cloud ./test/vm
 
 e2e: packages deb ## A Kubernetes control node from power-on to Ready, and its reboot
 	$(SUDO) env "PATH=$$PATH" go test -tags vm -parallel 1 -count=1 -timeout 50m -v -run '^TestE2E' ./test/vm
+
+e2e-cluster: packages deb ## Clusters: three control nodes and a worker, one cut off, all stopped and started (an hour and more)
+	$(SUDO) env "PATH=$$PATH" go test -tags vm -parallel 1 -count=1 -timeout 100m -v -run '^TestCluster' ./test/vm
 
 TEMPLATES ?= bookworm-mbr bookworm-gpt trixie-mbr trixie-gpt
 template: packages deb ## Bake templates with the package in dist/ (TEMPLATES=trixie-gpt: one)

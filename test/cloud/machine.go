@@ -423,6 +423,15 @@ func (m *Machine) EjectISO(ctx context.Context) error {
 	return nil
 }
 
+// SetLink pulls the network cable of the machine, or puts it back.
+func (m *Machine) SetLink(ctx context.Context, up bool) error {
+	if err := m.QMP().Execute(ctx, "set_link", map[string]any{"name": "net0", "up": up}, nil); err != nil {
+		return fmt.Errorf("%s: cannot set its link: %w", m.Spec.Name, err)
+	}
+	m.cloud.logf("%s: link up: %v", m.Spec.Name, up)
+	return nil
+}
+
 // Reboot has the machine restart itself, and returns at the reset. CloudStack
 // knows nothing of it and delivers nothing.
 func (m *Machine) Reboot(ctx context.Context) error {

@@ -17,7 +17,7 @@ import (
 // The root is grown while it is mounted, the backup header moves to the end of
 // the disk, and the second boot writes nothing. C35, G2, G5, G12.
 func TestVMRootOnGPT(t *testing.T) {
-	ctx, l := newLabWith(t, template.Options{GPT: true})
+	ctx, l := newLabWith(t, template.Options{GPT: true}, labLimit)
 	spec := l.RouterSpec("r-8-vm")
 	spec.DiskBytes = 10 * gib
 	spec.BootFromDisk, spec.UEFI = true, true
@@ -54,7 +54,7 @@ func TestVMRootOnGPT(t *testing.T) {
 // beside it; a hundred rounds of one; and every state a power cut can leave, read
 // by the kernel's own partition parsers. G3, G4, G5, G6, G7, G8, G11, G12, G13.
 func TestVMGrowEverything(t *testing.T) {
-	ctx, l := newLabWith(t, template.Options{DiskTools: true})
+	ctx, l := newLabWith(t, template.Options{DiskTools: true}, labLimit)
 	programs, err := lab.ProgramDisk(ctx, t.TempDir(), lab.Program{Name: "growpart.test", Package: "nodeagent/internal/growpart", Tests: true})
 	if err != nil {
 		t.Fatal(err)

@@ -37,7 +37,7 @@ func otherRoles(router string) map[string]string {
 func TestVMRoles(t *testing.T) {
 	for _, suite := range []string{"bookworm", "trixie"} {
 		t.Run(suite, func(t *testing.T) {
-			ctx, l := newLabWith(t, template.Options{Suite: suite})
+			ctx, l := newLabWith(t, template.Options{Suite: suite}, labLimit)
 			spec := l.RouterSpec("vm-1")
 			spec.BootFromDisk = true
 			roles := otherRoles(spec.BootArgs)
@@ -120,7 +120,7 @@ func wantNoContainers(t *testing.T, ctx context.Context, m *cloud.Machine, what 
 // A Kubernetes node on Debian 13, up to what it takes from the ISO: cloud-init has
 // other units there.
 func TestVMNodeOnTrixie(t *testing.T) {
-	ctx, l := newLabWith(t, template.Options{Suite: "trixie"})
+	ctx, l := newLabWith(t, template.Options{Suite: "trixie"}, labLimit)
 	m := boot(t, ctx, l, nodeSpec(t, l, 12*gib))
 	if err := m.InsertISO(ctx, incompleteISO(t, ctx)); err != nil {
 		t.Fatal(err)

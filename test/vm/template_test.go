@@ -32,7 +32,7 @@ func TestVMTemplates(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			suite := test.options.Suite
-			ctx, l := newLabWith(t, test.options)
+			ctx, l := newLabWith(t, test.options, labLimit)
 			spec := l.RouterSpec("r-9-vm")
 			spec.DiskBytes = 10 * gib
 			spec.BootFromDisk, spec.UEFI = true, test.options.GPT

@@ -25,15 +25,18 @@ import (
 
 const gib = 1 << 30
 
+// labLimit is how long one test may take, unless it says otherwise.
+const labLimit = 45 * time.Minute
+
 // newLab makes a cloud for one test.
 func newLab(t *testing.T) (context.Context, *lab.Lab) {
 	t.Helper()
-	return newLabWith(t, template.Options{})
+	return newLabWith(t, template.Options{}, labLimit)
 }
 
-// newLabWith makes a cloud with another template. Clouds know nothing of each other:
-// how many tests run at once is go test's -parallel.
-func newLabWith(t *testing.T, options template.Options) (context.Context, *lab.Lab) {
+// newLabWith makes a cloud with another template, for as long as limit. Clouds know
+// nothing of each other: how many tests run at once is go test's -parallel.
+func newLabWith(t *testing.T, options template.Options, limit time.Duration) (context.Context, *lab.Lab) {
 	t.Helper()
 	t.Parallel()
 	if os.Getuid() != 0 {
@@ -42,7 +45,7 @@ func newLabWith(t *testing.T, options template.Options) (context.Context, *lab.L
 		}
 		t.Skip("VM tests need root")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 45*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
 	dir := t.TempDir()
 	log, err := os.Create(filepath.Join(dir, "lab.log"))

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build vm
+
+package vm
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"nodeagent/test/cloud"
+	"nodeagent/test/iso"
+	"nodeagent/test/lab"
+	"nodeagent/test/template"
+)
+
+// Three control nodes and a worker, as CloudStack makes them: all machines run before
+// the first one gets its ISO, the two further control nodes join at the same time
+// (K6). Then one of them is cut off and comes back (K7), and the whole cluster is
+// stopped and started (contract 5.3).
+func TestClusterHighAvailability(t *testing.T) {
+	ctx, l := newLabWith(t, template.Options{}, 80*time.Minute)
+	path, err := iso.Build(ctx, os.Stderr, iso.Options{Version: lab.Version})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, params, err := l.ControlNodeSpec("prod1-control-1", netip.MustParseAddr("10.1.1.57"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	specs := []cloud.MachineSpec{spec}
+	for i, address := range []string{"10.1.1.58", "10.1.1.59"} {
+		further, err := l.ControlNodeAddSpec(fmt.Sprintf("prod1-control-%d", i+2), netip.MustParseAddr(address), params)
+		if err != nil {
+			t.Fatal(err)
+		}
+		specs = append(specs, further)
+	}
+	worker, err := l.WorkerSpec(workerName, netip.MustParseAddr("10.1.1.61"), params)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var nodes []*cloud.Machine
+	for _, spec := range append(specs, worker) {
+		nodes = append(nodes, boot(t, ctx, l, spec))
+	}
+	for _, m := range nodes {
+		if err := m.InsertISO(ctx, path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	control := nodes[0]
+	began := time.Now()
+	made := func(before map[*cloud.Machine]string) {
+		t.Helper()
+		for _, m := range nodes {
+			status, code := follow(t, ctx, m, before[m])
+			if code != 0 && code != 2 || len(status.Warnings) > 0 {
+				t.Fatalf("%s: exit code %d, failures %v, warnings %v", m.Spec.Name, code, status.Failures(), status.Warnings)
+			}
+			t.Logf("%s is done %v after the first ISO", m.Spec.Name, time.Since(began).Round(time.Second))
+		}
+		for _, m := range nodes {
+			wantGates(t, ctx, m)
+		}
+	}
+	made(nil)
+	checks := cloud.Checks{Cloud: l.Cloud, Control: control.Address, Key: l.Key}
+	if err := checks.WaitNodes(ctx, 4); err != nil {
+		t.Fatal(err)
+	}
+	awaitHealth(t, ctx, control, "etcd", "3 of 3 members work, 1 may fail")
+	for _, m := range nodes {
+		if err := m.EjectISO(ctx); err != nil {
+			t.Fatal(err)
+		}
+		wantMade(t, ctx, m, params)
+	}
+
+	third := nodes[2]
+	if err := third.SetLink(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	awaitHealth(t, ctx, control, "etcd", "2 of 3 members work, none may fail; "+third.Spec.Name)
+	if err := third.SetLink(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	awaitHealth(t, ctx, control, "etcd", "3 of 3 members work, 1 may fail")
+
+	boots := map[*cloud.Machine]string{}
+	for _, m := range nodes {
+		status, _, err := lab.ReadStatus(ctx, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		boots[m] = status.BootID
+	}
+	for _, m := range nodes {
+		if err := m.PowerOff(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	began = time.Now()
+	for _, m := range nodes {
+		if err := m.PowerOn(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.DeliverBootArgs(ctx, m.Spec.BootArgs); err != nil {
+			t.Fatal(err)
+		}
+	}
+	made(boots)
+	if err := checks.WaitNodes(ctx, 4); err != nil {
+		t.Error(err)
+	}
+	awaitHealth(t, ctx, control, "etcd", "3 of 3 members work, 1 may fail")
+}
+
+// awaitHealth waits until something of a node's health is said like this.
+func awaitHealth(t *testing.T, ctx context.Context, m *cloud.Machine, name, begins string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
+	defer cancel()
+	last := "not said"
+	for {
+		status, _, err := lab.ReadStatus(ctx, m)
+		if err == nil {
+			for _, gate := range status.Health {
+				if gate.Name != name {
+					continue
+				}
+				if last = gate.Detail; strings.HasPrefix(last, begins) {
+					return
+				}
+			}
+		}
+		select {
+		case <-time.After(5 * time.Second):
+		case <-ctx.Done():
+			t.Fatalf("%s of %s: %s, want %s", name, m.Spec.Name, last, begins)
+		}
+	}
+}
