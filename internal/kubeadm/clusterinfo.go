@@ -20,6 +20,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
 )
 
@@ -32,6 +33,8 @@ type clusterInfo struct {
 	signed bool      // for the bootstrap token that was asked for
 	date   time.Time // the server's clock, to the second; zero when it does not say
 	asked  time.Time // by this machine's clock
+
+	version string // of the API server: v1.34.4; "" when it does not say
 }
 
 // skew is how much this machine's clock is ahead of the server's; less than two
@@ -65,6 +68,7 @@ func awaitCluster(ctx context.Context, endpoint, token string, report host.Repor
 		info, err := readClusterInfo(ctx, client, "https://"+endpoint, id)
 		switch {
 		case err == nil && info.signed:
+			info.version = readVersion(ctx, client, "https://"+endpoint)
 			return info, nil
 		case err == nil:
 			if unsigned.IsZero() {
@@ -113,6 +117,42 @@ func readClusterInfo(ctx context.Context, client *http.Client, server, tokenID s
 	_, info.signed = object.Data["jws-kubeconfig-"+tokenID]
 	info.caHash, err = caHashOf(object.Data["kubeconfig"])
 	return info, err
+}
+
+// readVersion asks what /version tells anyone, unless the cluster forbids it.
+func readVersion(ctx context.Context, client *http.Client, server string) string {
+	api := API{server: server, anonymous: client}
+	version, err := api.Version(ctx)
+	if err != nil {
+		return ""
+	}
+	return version
+}
+
+// oldestKubelet is how many minor versions a kubelet may be behind the API server
+// (kubernetes.io/releases/version-skew-policy).
+const oldestKubelet = 3
+
+// joinSkew says why a node with the version of its ISO cannot join a cluster. kubeadm
+// itself does not look: a control node would bring up an older API server, or wait for
+// images that its ISO lacks, and leave a learner in etcd.
+func joinSkew(cluster, iso string, controlPlane bool) error {
+	_, theirs, err := minorVersion(cluster)
+	_, ours, wrong := minorVersion(iso)
+	skew := func(why string) error {
+		return fault.New(fault.VersionSkew, "the cluster runs Kubernetes %s and the ISO holds %s: %s", cluster, WithV(iso), why)
+	}
+	switch {
+	case err != nil || wrong != nil:
+		return nil // what is no release is kubeadm's to judge
+	case controlPlane && cluster != WithV(iso):
+		return skew("a further control node needs the images of the cluster's version")
+	case ours > theirs:
+		return skew("a kubelet must not be newer than its API server")
+	case theirs-ours > oldestKubelet:
+		return skew(fmt.Sprintf("a kubelet may be %d minor versions older than its API server at most", oldestKubelet))
+	}
+	return nil
 }
 
 // caHashOf reads the CA of the cluster that a kubeconfig without contexts describes.

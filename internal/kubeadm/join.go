@@ -70,6 +70,9 @@ func (j *joinRun) prepare(ctx context.Context) error {
 	if err := j.awaitClock(ctx, &info); err != nil {
 		return err
 	}
+	if err := joinSkew(info.version, j.plan.Version, j.plan.ControlPlane); err != nil {
+		return err
+	}
 	j.ca.Hash = info.caHash
 	if len(j.plan.CAHashes) > 0 {
 		return nil // kubeadm compares

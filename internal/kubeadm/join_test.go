@@ -93,6 +93,34 @@ func TestJoinOnce(t *testing.T) {
 	f.noSecrets(t)
 }
 
+// kubeadm joins nodes of any version; the pair is refused before it runs.
+func TestJoinSkew(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		cluster, iso string
+		control      bool
+		want         string
+	}{
+		{cluster: "v1.34.4", iso: "1.34.4", control: true},
+		{cluster: "v1.34.5", iso: "v1.34.4", control: true, want: "images of the cluster's version"},
+		{cluster: "v1.34.5", iso: "v1.34.4"},
+		{cluster: "v1.34.4", iso: "v1.31.0"},
+		{cluster: "v1.34.4", iso: "v1.30.14", want: "3 minor versions older"},
+		{cluster: "v1.34.4", iso: "v1.35.0", want: "must not be newer"},
+		{cluster: "", iso: "v1.35.0", control: true},
+		{cluster: "nightly", iso: "v1.35.0"},
+	} {
+		err := joinSkew(test.cluster, test.iso, test.control)
+		if (err == nil) != (test.want == "") || err != nil && (!strings.Contains(err.Error(), test.want) || fault.As(err).Code != fault.VersionSkew) {
+			t.Errorf("%s in a cluster of %s: %v, want %q", test.iso, test.cluster, err, test.want)
+		}
+	}
+	f := newFakeKubeadm(t, joinable(t, map[string]http.HandlerFunc{"/version": says(`{"gitVersion":"v1.20.0"}`)}))
+	if _, err := Join(t.Context(), f.m.Host(), planFor(f.api), discard); err == nil || fault.As(err).Code != fault.VersionSkew || len(f.ran) > 0 {
+		t.Errorf("Join = %v and ran %q; want %s and nothing", err, f.ran, fault.VersionSkew)
+	}
+}
+
 func TestJoinWithAHash(t *testing.T) {
 	t.Parallel()
 	f := newFakeKubeadm(t, joinable(t, nil))
