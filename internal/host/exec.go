@@ -119,8 +119,11 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, b := range p {
-		if b == '\n' || len(w.partial) >= lineLength {
-			w.endLine()
+		switch {
+		case b == '\n':
+			w.endLine(len(w.partial))
+		case len(w.partial) >= lineLength:
+			w.endLine(wordEnd(w.partial))
 		}
 		if b != '\n' {
 			w.partial = append(w.partial, b)
@@ -132,12 +135,24 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 func (w *lineWriter) flush() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.endLine()
+	w.endLine(len(w.partial))
 }
 
-func (w *lineWriter) endLine() {
-	line := strings.TrimRight(strings.ToValidUTF8(string(w.partial), "?"), "\r ")
-	w.partial = w.partial[:0]
+// wordEnd returns where a line that is too long is cut: not inside of a word, which
+// may be a secret that nobody would know by its halves.
+func wordEnd(line []byte) int {
+	const word = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_.-"
+	end := len(bytes.TrimRight(line, word))
+	if end == 0 {
+		return len(line)
+	}
+	return end
+}
+
+// endLine ends a line after the first n bytes of what has come.
+func (w *lineWriter) endLine(n int) {
+	line := strings.TrimRight(strings.ToValidUTF8(string(w.partial[:n]), "?"), "\r ")
+	w.partial = append(w.partial[:0], w.partial[n:]...)
 	if line == "" {
 		return
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +78,20 @@ func TestExecKillsTheWholeGroupAtTheDeadline(t *testing.T) {
 	_, err := Exec{}.Run(ctx, Command{Path: "/usr/bin/nice", Args: []string{"/bin/sleep", "600"}})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error = %v, want the deadline", err)
+	}
+}
+
+// A secret in a line that is too long stays in one piece, so that it can be found.
+func TestLongLinesAreCutBetweenWords(t *testing.T) {
+	t.Parallel()
+	const token = "abcdef.0123456789abcdef"
+	for before := lineLength - len(token) - 2; before <= lineLength+2; before++ {
+		w := &lineWriter{}
+		w.Write([]byte(strings.Repeat("x", 9) + strings.Repeat(" ", before-9) + `"` + token + `"}`))
+		w.flush()
+		if !slices.ContainsFunc(w.tail, func(line string) bool { return strings.Contains(line, token) }) {
+			t.Fatalf("after %d bytes the token is in two lines", before)
+		}
 	}
 }
 
