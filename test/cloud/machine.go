@@ -61,6 +61,10 @@ type MachineSpec struct {
 
 	MemoryMiB int // zero: 3072
 	CPUs      int // zero: 2
+	// CountInstructions makes the machine's clock one of instructions, a nanosecond
+	// each: how much CPU time something takes then depends neither on the emulation
+	// nor on what else this host does. Always emulated.
+	CountInstructions bool
 }
 
 // Machine is a virtual machine of a cloud. It may be powered off and on again,

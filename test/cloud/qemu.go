@@ -46,7 +46,11 @@ func qemuArgs(spec MachineSpec, accel string, host hostFiles) []string {
 		"-name", spec.Name, "-nodefaults", "-no-user-config", "-display", "none",
 		"-machine", "q35", "-smp", strconv.Itoa(spec.CPUs), "-m", strconv.Itoa(spec.MemoryMiB),
 	}
-	args = append(args, accelArgs(accel)...)
+	if spec.CountInstructions {
+		args = append(args, "-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=0,sleep=on")
+	} else {
+		args = append(args, accelArgs(accel)...)
+	}
 	if spec.UEFI {
 		args = append(args,
 			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+uefiCode,
