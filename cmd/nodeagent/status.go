@@ -44,6 +44,7 @@ type statusReport struct {
 	Gates         []gate          `json:"gates"`
 	Health        []gate          `json:"health"`
 	Warnings      []agent.Warning `json:"warnings"`
+	Upgrade       *agent.Upgrade  `json:"upgrade,omitempty"`
 }
 
 func statusCommand(h *host.Host) *cobra.Command {
@@ -134,13 +135,16 @@ func readStatus(ctx context.Context, h *host.Host) (*statusReport, error) {
 	}
 	report.Version, report.Role, report.Owner, report.Node = state.AgentVersion, state.Role, state.Owner, state.Node
 	report.Steps, report.Warnings = state.Steps, state.Warnings
-	report.Started, report.Ended = &state.Started, state.Ended
+	report.Started, report.Ended, report.Upgrade = &state.Started, state.Ended, state.Upgrade
 	report.BootID, report.Phase = state.BootID, state.Phase()
 	if state.BootID != bootID {
 		report.Phase = agent.PhaseIdle
 		report.Warnings = append(report.Warnings, agent.Warning{Code: "earlier-boot",
 			Message: "nodeagent has not run on this boot; this is what happened on the boot before"})
 		return report, nil
+	}
+	if u := report.Upgrade; u != nil && u.Error != nil && report.Phase == agent.PhaseDone {
+		report.Phase = agent.PhaseDegraded
 	}
 	if state.Role == kubernetesRole {
 		report.Gates = checkGates(ctx, h, state.Node, state.Instance)
@@ -205,6 +209,7 @@ func (s *screen) show(r *statusReport, now time.Time) {
 	for _, warning := range r.Warnings {
 		s.paragraph("  ", fmt.Sprintf("%s: %s", warning.Code, warning.Message))
 	}
+	s.upgrade(r.Upgrade)
 	s.gates(r)
 	s.health(r)
 }

@@ -54,6 +54,7 @@ func NewRunner(h *host.Host, log *zap.Logger, version string, notify func(string
 	switch {
 	case err == nil:
 		r.state.Instance, r.state.Installed, r.state.CloudInit = earlier.Instance, earlier.Installed, earlier.CloudInit
+		r.state.Upgrade = earlier.Upgrade
 	case fault.As(err).Code == fault.StateUnreadable:
 		r.warn("", err)
 	}

@@ -76,13 +76,26 @@ type State struct {
 	// CloudInit is the instance whose users and files cloud-init has made, all of
 	// them and on the disk.
 	CloudInit string `json:"cloudInit,omitempty"`
-	Usage     *Usage `json:"usage,omitempty"`
+	// Upgrade is the last one; it outlives the boot.
+	Upgrade *Upgrade `json:"upgrade,omitempty"`
+	Usage   *Usage   `json:"usage,omitempty"`
 }
 
 // Installed is what was taken from a binaries ISO.
 type Installed struct {
 	InstanceID string `json:"instanceID"` // CloudStack's, of the machine it was taken for
 	Version    string `json:"version"`    // of Kubernetes: v1.34.4
+}
+
+// Upgrade is an upgrade of Kubernetes on this node.
+type Upgrade struct {
+	From    string     `json:"from"` // v1.34.4
+	To      string     `json:"to"`
+	Status  Status     `json:"status"` // running, done, failed or interrupted
+	Stage   string     `json:"stage"`  // the one that runs or ran last
+	Started time.Time  `json:"started"`
+	Ended   *time.Time `json:"ended,omitempty"`
+	Error   *Failure   `json:"error,omitempty"`
 }
 
 // Usage is what the agent itself took of the machine, once it has ended.
@@ -107,6 +120,8 @@ type Instance struct {
 	Made   time.Time `json:"made"`
 	// UserdataSHA256 is of the userdata it was made of, by which a change is seen.
 	UserdataSHA256 string `json:"userdataSHA256,omitempty"`
+	// SystemUUID is the hypervisor's name for the machine, by which a clone is seen.
+	SystemUUID string `json:"systemUUID,omitempty"`
 }
 
 // Record is what happened to one step.
@@ -167,14 +182,17 @@ func Load(h *host.Host) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	state, err := read(h, RunState)
-	if err != nil || state.BootID != bootID {
-		if state, err = read(h, StateFile); err != nil {
-			return nil, err
-		}
+	state, err := newest(h, bootID)
+	if err != nil {
+		return nil, err
 	}
-	alive := state.BootID == bootID && Locked(h)
-	if alive {
+	locked := Locked(h)
+	if upgrade := state.Upgrade; !locked && upgrade != nil && upgrade.Status == Running {
+		upgrade.Status = Interrupted
+		upgrade.Error = &Failure{Code: fault.Interrupted, Message: "nodeagent upgrade ended in this stage",
+			Hint: "`nodeagent upgrade`: it goes on where it stopped."}
+	}
+	if state.BootID == bootID && locked {
 		state.addProgress(h)
 		return state, nil
 	}
@@ -191,6 +209,33 @@ func Load(h *host.Host) (*State, error) {
 		state.Ended = &state.Started
 	}
 	return state, nil
+}
+
+// newest reads the file that was written last.
+func newest(h *host.Host, bootID string) (*State, error) {
+	state, err := read(h, RunState)
+	if err == nil && state.BootID == bootID {
+		return state, nil
+	}
+	return read(h, StateFile)
+}
+
+// Change changes the state that the last run left. Only who holds the lock may call
+// it. Where nodeagent never ran it does nothing.
+func Change(h *host.Host, change func(*State)) error {
+	bootID, err := h.BootID()
+	if err != nil {
+		return err
+	}
+	state, err := newest(h, bootID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	change(state)
+	return state.save(h)
 }
 
 func read(h *host.Host, name string) (*State, error) {

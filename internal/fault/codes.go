@@ -59,6 +59,11 @@ const (
 	KubeletFailed         Code = "kubelet-failed"
 	ControlPlaneFailed    Code = "control-plane-failed"
 
+	UpgradeFailed      Code = "upgrade-failed"
+	KubeletRolledBack  Code = "kubelet-rolled-back"
+	ResetFailed        Code = "reset-failed"
+	OtherClusterMember Code = "other-cluster-member"
+
 	AddOnFailed     Code = "add-on-failed"
 	NodeNotReady    Code = "node-not-ready"
 	Timeout         Code = "timeout"
@@ -143,6 +148,11 @@ func Catalogue() []Entry {
 		{KubeletFailed, "kubelet did not come up.", "See `journalctl -u kubelet` and `systemctl status kubelet`, then `systemctl restart nodeagent`."},
 		{ControlPlaneFailed, "The API server, controller manager or scheduler of this node did not come up.",
 			"See `crictl ps -a` and the logs below /var/log/pods, those of etcd first; then `systemctl restart nodeagent`."},
+		{UpgradeFailed, "kubeadm upgrade failed, or could not be begun.", "See the lines below and /var/log/nodeagent/kubeadm-upgrade.log; `nodeagent upgrade` goes on where it stopped."},
+		{KubeletRolledBack, "The new kubelet did not come up; the one of before was put back.", "See `journalctl -u kubelet`, mend what it says and run `nodeagent upgrade` again: it goes on with the kubelet."},
+		{ResetFailed, "The machine could not be returned to before its first boot.", "Mend what the message names and run `nodeagent reset` again: it does what is left."},
+		{OtherClusterMember, "The machine is a member of another cluster than the one its userdata names.",
+			"If it is to leave that one: `nodeagent reset` (its data goes too), remove the node there with `kubectl delete node`, and reboot."},
 		{AddOnFailed, "A manifest of the ISO could not be applied.", "Apply it by hand with /opt/bin/kubectl, or rebuild the ISO with a valid manifest."},
 		{NodeNotReady, "The node did not become Ready in time.", "See `kubectl describe node` and the pods of kube-system; a missing network plugin is the usual cause."},
 		{Timeout, "A step did not end within its time.", "See what it waited for in the message."},

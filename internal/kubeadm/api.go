@@ -133,7 +133,7 @@ type nodeObject struct {
 	}
 	Status struct {
 		Conditions []struct{ Type, Status, Reason, Message string }
-		NodeInfo   struct{ BootID string }
+		NodeInfo   struct{ BootID, KubeletVersion string }
 	}
 }
 
@@ -255,11 +255,11 @@ func WaitReady(ctx context.Context, h *host.Host, nodeName string, report host.R
 		return fault.Wrap(fault.NodeNotReady, err, "cannot watch node %s", nodeName)
 	}
 	defer api.Close()
-	return api.waitReady(ctx, strings.ToLower(nodeName), say(report))
+	return api.waitReady(ctx, strings.ToLower(nodeName), "", say(report))
 }
 
-func (a *API) waitReady(ctx context.Context, name string, report host.Report) error {
-	w := &nodeWatch{api: a, name: name, report: report, last: "the API server has not answered yet"}
+func (a *API) waitReady(ctx context.Context, name, version string, report host.Report) error {
+	w := &nodeWatch{api: a, name: name, version: version, report: report, last: "the API server has not answered yet"}
 	for pause := firstBackoff; ; pause = min(pause*2, maxBackoff) {
 		began := time.Now()
 		err := w.watch(ctx)
@@ -284,6 +284,7 @@ type nodeWatch struct {
 	api        *API
 	name       string
 	report     host.Report
+	version    string // that the kubelet must have; "" is any
 	last       string // what was reported last
 	registered bool
 }
@@ -324,6 +325,9 @@ func (w *nodeWatch) watch(ctx context.Context) error {
 			}
 			w.registered = true
 			ready, detail := node.ready(w.api.bootID)
+			if has := node.Status.NodeInfo.KubeletVersion; w.version != "" && has != w.version {
+				ready, detail = false, "its kubelet has reported "+has+" so far"
+			}
 			if ready {
 				return nil
 			}

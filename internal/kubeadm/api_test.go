@@ -171,7 +171,7 @@ func TestWaitReadyGivesUpWithTheReason(t *testing.T) {
 	}})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	err := server.open(t).waitReady(ctx, "n1", func(format string, args ...any) {
+	err := server.open(t).waitReady(ctx, "n1", "", func(format string, args ...any) {
 		if strings.Contains(fmt.Sprintf(format, args...), noCNI) {
 			cancel()
 		}

@@ -116,6 +116,11 @@ func FindISO(ctx context.Context, h *host.Host, want string, report host.Report)
 const rereadInterval = 5 * time.Second
 
 func findISO(ctx context.Context, h *host.Host, want string, changed <-chan struct{}, report host.Report) (*Bundle, error) {
+	return awaitBundle(ctx, h, changed, report, func(media []medium) (*Bundle, error) { return chooseBundle(ctx, h, media, want, Kubeadm) })
+}
+
+// awaitBundle looks at the media until choose has mounted one of them.
+func awaitBundle(ctx context.Context, h *host.Host, changed <-chan struct{}, report host.Report, choose func([]medium) (*Bundle, error)) (*Bundle, error) {
 	if err := h.EnableMediaEvents(); err != nil {
 		report("%v", err)
 	}
@@ -124,7 +129,7 @@ func findISO(ctx context.Context, h *host.Host, want string, changed <-chan stru
 		if err != nil {
 			return nil, err
 		}
-		bundle, err := chooseBundle(ctx, h, media, want)
+		bundle, err := choose(media)
 		if bundle != nil || err != nil {
 			return bundle, err
 		}
@@ -154,8 +159,9 @@ func describe(media []medium) string {
 	return strings.Join(texts, ", ")
 }
 
-// chooseBundle mounts the medium to use. It returns nil when there is none yet.
-func chooseBundle(ctx context.Context, h *host.Host, media []medium, want string) (*Bundle, error) {
+// chooseBundle mounts the medium to use and installs its kubeadm as program. It
+// returns nil when there is none yet.
+func chooseBundle(ctx context.Context, h *host.Host, media []medium, want, program string) (*Bundle, error) {
 	var bundles, incomplete []medium
 	for _, m := range media {
 		switch m.kind {
@@ -172,7 +178,7 @@ func chooseBundle(ctx context.Context, h *host.Host, media []medium, want string
 	}
 	var others []string // what the other bundles are
 	for _, m := range bundles {
-		bundle, err := openBundle(ctx, h, m)
+		bundle, err := openBundle(ctx, h, m, program)
 		if err != nil {
 			return nil, err
 		}
@@ -195,8 +201,8 @@ func chooseBundle(ctx context.Context, h *host.Host, media []medium, want string
 		WithHint("Attach the ISO of the cluster's Kubernetes version and detach the others.")
 }
 
-// openBundle mounts a bundle and installs its kubeadm to learn the version.
-func openBundle(ctx context.Context, h *host.Host, m medium) (*Bundle, error) {
+// openBundle mounts a bundle and installs its kubeadm as program to learn the version.
+func openBundle(ctx context.Context, h *host.Host, m medium, program string) (*Bundle, error) {
 	if err := mountISO(h, m.device); err != nil {
 		return nil, fault.Wrap(fault.ISOInvalid, err, "cannot mount the binaries ISO in %s", m.device)
 	}
@@ -207,10 +213,10 @@ func openBundle(ctx context.Context, h *host.Host, m medium) (*Bundle, error) {
 			return err
 		}
 		defer files.Close()
-		if _, err := installProgram(h, files.FS(), "k8s/kubeadm", Kubeadm); err != nil {
+		if _, err := installProgram(h, files.FS(), "k8s/kubeadm", program); err != nil {
 			return err
 		}
-		bundle.Version, err = installedVersion(ctx, h)
+		bundle.Version, err = installedVersion(ctx, h, program)
 		return err
 	}()
 	if err != nil {

@@ -62,8 +62,11 @@ func classify(verb string, o *kubeadmOutput) class {
 		}
 	}
 	general := class{code: fault.KubeadmInitFailed, cause: cause, retry: retryOnce}
-	if verb == "join" {
+	switch verb {
+	case "join":
 		general.code = fault.KubeadmJoinFailed
+	case "upgrade":
+		general.code = fault.UpgradeFailed
 	}
 	return general
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -138,6 +139,9 @@ func loadedSandbox(ctx context.Context, h *host.Host) (string, error) {
 // writeContainerdConfig brings the configuration file up to date.
 func writeContainerdConfig(ctx context.Context, h *host.Host, want wanted) (changed bool, err error) {
 	mode := fs.FileMode(0o644)
+	if info, err := os.Stat(h.Path(containerdConfig)); err == nil && info.Mode() == 0o600 {
+		mode = 0o600 // an earlier run put credentials in
+	}
 	if want.registry != nil {
 		if err := want.registry.check(); err != nil {
 			return false, err

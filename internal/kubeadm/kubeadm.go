@@ -43,11 +43,15 @@ const (
 // is made of, as kubeadm names them. repository is the registry to take them
 // from, or "" for kubeadm's own. It runs the installed kubeadm.
 func Images(ctx context.Context, h *host.Host, version, repository string) ([]string, error) {
+	return imagesOf(ctx, h, Kubeadm, version, repository)
+}
+
+func imagesOf(ctx context.Context, h *host.Host, program, version, repository string) ([]string, error) {
 	args := []string{"config", "images", "list", "--kubernetes-version", WithV(version)}
 	if repository != "" {
 		args = append(args, "--image-repository", repository)
 	}
-	out, err := h.Run.Run(ctx, host.Command{Path: Kubeadm, Args: args})
+	out, err := h.Run.Run(ctx, host.Command{Path: program, Args: args})
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the images of Kubernetes %s: %w", version, err)
 	}
@@ -74,9 +78,9 @@ func SandboxImage(images []string) (string, error) {
 	return found[0], nil
 }
 
-// installedVersion asks the installed kubeadm for its version, such as v1.34.4.
-func installedVersion(ctx context.Context, h *host.Host) (string, error) {
-	out, err := h.Run.Run(ctx, host.Command{Path: Kubeadm, Args: []string{"version", "-o", "short"}})
+// installedVersion asks the kubeadm installed as program for its version, such as v1.34.4.
+func installedVersion(ctx context.Context, h *host.Host, program string) (string, error) {
+	out, err := h.Run.Run(ctx, host.Command{Path: program, Args: []string{"version", "-o", "short"}})
 	if err != nil {
 		return "", fault.Wrap(fault.ISOInvalid, err, "cannot run the ISO's kubeadm")
 	}

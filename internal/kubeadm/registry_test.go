@@ -84,6 +84,13 @@ func TestConfigureContainerdWithARegistry(t *testing.T) {
 	if strings.Contains(m.Read(containerdConfig), "mirror.example.com") {
 		t.Error("a mirror stayed in the configuration, which containerd refuses")
 	}
+	// An upgrade knows no registry; what is in the file stays, and stays hidden.
+	if _, err := writeContainerdConfig(t.Context(), m.Host(), wanted{sandboxImage: "registry.k8s.io/pause:3.11"}); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(m.Path(containerdConfig)); err != nil || info.Mode() != 0o600 || !strings.Contains(m.Read(containerdConfig), "auth") {
+		t.Errorf("after an upgrade %s is %v (%v), want mode 0600 and the credentials", containerdConfig, info, err)
+	}
 }
 
 func TestRegistryRefuses(t *testing.T) {
