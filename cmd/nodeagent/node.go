@@ -43,6 +43,7 @@ type node struct {
 	update func(func(*agent.State)) // changes the state file
 
 	instance    *agent.Instance  // made by an earlier boot, or nil
+	was         *agent.Instance  // what it was until this boot's userdata, or nil
 	installed   *agent.Installed // from a binaries ISO, by this boot or an earlier one, or nil
 	cloudInit   string           // the instance whose users and files an earlier boot has made
 	provisioned bool             // an earlier boot has made it: CloudStack's success marker is there, or cloud-init has it
@@ -321,6 +322,14 @@ func (n *node) fetchOptions() userdata.FetchOptions {
 }
 
 func (n *node) fetchUserdata(ctx context.Context, report host.Report) (agent.Result, error) {
+	result, err := n.readUserdata(ctx, report)
+	if err == nil && !n.provisioned {
+		err = n.takeStock(ctx, &result, report)
+	}
+	return result, err
+}
+
+func (n *node) readUserdata(ctx context.Context, report host.Report) (agent.Result, error) {
 	if n.provisioned {
 		return n.recheckUserdata(ctx, report)
 	}
@@ -413,7 +422,7 @@ func (n *node) forgetMade() error {
 	}
 	n.host.Kernel.Sync()
 	n.update(func(s *agent.State) { s.Instance = nil })
-	n.provisioned, n.instance, n.cloudInit = false, nil, ""
+	n.provisioned, n.instance, n.cloudInit, n.was = false, nil, "", n.instance
 	return nil
 }
 
@@ -521,7 +530,7 @@ func (n *node) made() {
 	n.host.Kernel.Sync()
 	n.update(func(s *agent.State) {
 		s.Instance = &agent.Instance{ID: n.instanceID(), Mode: string(n.intent.Mode), By: n.intent.Handover,
-			BootID: s.BootID, Made: time.Now().UTC().Truncate(time.Second), UserdataSHA256: n.userdata.Digest()}
+			BootID: s.BootID, Made: time.Now().UTC().Truncate(time.Second), UserdataSHA256: n.userdata.Digest(), SystemUUID: systemUUID(n.host)}
 	})
 }
 
@@ -641,7 +650,7 @@ func (n *node) releaseISO(context.Context, host.Report) (agent.Result, error) {
 	// Recorded first, and on the disk: after the ejection there is no way back.
 	n.host.Kernel.Sync()
 	n.update(func(s *agent.State) {
-		s.Installed = &agent.Installed{InstanceID: n.instanceID(), Version: n.bundle.Version}
+		s.Installed = &agent.Installed{InstanceID: n.instanceID(), Version: n.bundle.Version, SystemUUID: systemUUID(n.host)}
 	})
 	if err := n.bundle.Release(n.host, n.intent.EjectISO); err != nil {
 		return agent.Result{Note: "still mounted", Warnings: []error{fault.Wrap(fault.ISOInvalid, err, "cannot let go of the binaries ISO")}}, nil

@@ -85,6 +85,7 @@ type State struct {
 type Installed struct {
 	InstanceID string `json:"instanceID"` // CloudStack's, of the machine it was taken for
 	Version    string `json:"version"`    // of Kubernetes: v1.34.4
+	SystemUUID string `json:"systemUUID,omitempty"`
 }
 
 // Upgrade is an upgrade of Kubernetes on this node.

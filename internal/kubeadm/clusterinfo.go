@@ -171,13 +171,22 @@ func caHashOf(kubeconfig string) (string, error) {
 	if err != nil {
 		return "", errors.New("its cluster-info has a CA that is not base64")
 	}
+	hash, err := hashCA(text)
+	if err != nil {
+		return "", fmt.Errorf("its cluster-info has %w", err)
+	}
+	return hash, nil
+}
+
+// hashCA returns the hash by which kubeadm knows the CA of a certificate in PEM.
+func hashCA(text []byte) (string, error) {
 	block, _ := pem.Decode(text)
 	if block == nil {
-		return "", errors.New("its cluster-info has no CA")
+		return "", errors.New("no CA")
 	}
 	certificate, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
-		return "", errors.New("its cluster-info has a CA that is no certificate")
+		return "", errors.New("a CA that is no certificate")
 	}
 	hash := sha256.Sum256(certificate.RawSubjectPublicKeyInfo)
 	return "sha256:" + hex.EncodeToString(hash[:]), nil

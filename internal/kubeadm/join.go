@@ -36,6 +36,9 @@ func Join(ctx context.Context, h *host.Host, plan JoinPlan, report host.Report) 
 	j := &joinRun{plan: plan, ca: CA{Verified: len(plan.CAHashes) > 0 || plan.DiscoveryFile != ""}}
 	j.run = &run{h: h, verb: "join", code: fault.KubeadmJoinFailed, log: JoinLog, config: config,
 		scrub: scrubber(config.secrets), report: say(report), inspect: j.inspect, finish: j.finish, prepare: j.prepare}
+	if err := j.checkCluster(ctx); err != nil {
+		return CA{}, err
+	}
 	if err := j.run.run(ctx); err != nil {
 		return CA{}, err
 	}

@@ -25,7 +25,7 @@ const (
 
 	isoLimit     = time.Minute // the ISO is attached before the upgrade begins
 	factsLimit   = time.Minute
-	kubeletLimit = 5 * time.Minute // for a kubelet to report after its restart
+	kubeletLimit = 10 * time.Minute // for a kubelet to report after its restart
 )
 
 // keptFiles is what a kubelet consists of.

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubeadm
+
+import (
+	"context"
+
+	"nodeagent/internal/fault"
+	"nodeagent/internal/host"
+)
+
+// Stock is what a machine that is to be made has of Kubernetes already.
+type Stock struct {
+	Version string // of the installed kubeadm: v1.34.4; "" is none that runs
+	Member  bool   // of a cluster
+}
+
+// TakeStock looks what there is. The record of a cluster that others have taken the
+// machine out of (CloudStack's server runs `kubeadm reset`) is removed.
+func TakeStock(ctx context.Context, h *host.Host) (Stock, error) {
+	var s Stock
+	if h.Exists(Kubeadm) {
+		// One that a kill left behind half written does not run, and is none.
+		s.Version, _ = installedVersion(ctx, h, Kubeadm)
+	}
+	journal, err := readJournal(h)
+	if err != nil || journal.Phase != phaseMember {
+		return s, err
+	}
+	if s.Member = h.Exists(KubeletConf); !s.Member {
+		_, err = h.Remove(journalFile)
+	}
+	return s, err
+}
+
+const caFile = "/etc/kubernetes/pki/ca.crt"
+
+// checkCluster sees to it that a machine which is a member of a cluster is not taken
+// for one of another: nobody has asked for it to leave the first. A cluster that does
+// not answer is not compared.
+func (j *joinRun) checkCluster(ctx context.Context) error {
+	journal, err := readJournal(j.h)
+	if err != nil || journal.Phase == phaseStarted || journal.Phase == phaseFailed || !j.h.Exists(KubeletConf) || j.plan.DiscoveryFile != "" {
+		return nil // run deals with these
+	}
+	text, err := j.h.ReadFile(caFile)
+	if err != nil {
+		return nil
+	}
+	own, err := hashCA(text)
+	if err != nil {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, comeBackLimit)
+	defer cancel()
+	j.report("comparing this node's cluster with %s", j.plan.Endpoint)
+	info, err := awaitCluster(limited, j.plan.Endpoint, j.plan.Token.Reveal(), j.report)
+	if err != nil || info.caHash == own {
+		return nil
+	}
+	return fault.New(fault.OtherClusterMember, "this machine is a member of a cluster with the CA %s, its userdata names %s, with the CA %s",
+		own, j.plan.Endpoint, info.caHash)
+}
