@@ -57,6 +57,34 @@ func isClone(was agent.Instance, instanceID, systemUUID string) bool {
 	return was.ID != "" && was.ID != instanceID && !same
 }
 
+// moved says that the hypervisor has another name for this machine than for the one
+// that was made on this disk: it may be a copy, whose original lives on. Its kubelet,
+// and so its etcd, must not run before that is known.
+func (n *node) moved() bool {
+	now := systemUUID(n.host)
+	return n.instance != nil && n.instance.SystemUUID != "" && now != "" && now != n.instance.SystemUUID
+}
+
+// settleMove ends the doubt about a machine that moved and is to stay what it is.
+func (n *node) settleMove(ctx context.Context, result *agent.Result) error {
+	now := systemUUID(n.host)
+	if !n.known {
+		result.Warnings = append(result.Warnings, fault.New(fault.UserdataUnreachable,
+			"this disk was made on the machine %s, this one is %s: the kubelet stays off until userdata say whose it is", n.instance.SystemUUID, now))
+		return nil
+	}
+	if err := kubeadm.LetKubeletGo(ctx, n.host); err != nil {
+		return fault.Wrap(fault.HostSettingsFailed, err, "cannot start the kubelet of a machine that moved")
+	}
+	n.update(func(s *agent.State) {
+		if s.Instance != nil {
+			s.Instance.SystemUUID = now
+		}
+	})
+	result.Note += "; the same instance on another machine, " + now
+	return nil
+}
+
 // systemUUID is what the hypervisor calls this machine, or "" where it does not say.
 func systemUUID(h *host.Host) string {
 	text, err := h.ReadFile("/sys/class/dmi/id/product_uuid")

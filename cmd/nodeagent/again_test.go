@@ -127,6 +127,43 @@ func TestSameMachineWithAnotherID(t *testing.T) {
 	}
 }
 
+// A copied control node's etcd must not speak to the original's cluster as its member:
+// on a machine with another UUID the kubelet is off before anything else, until the
+// userdata say that it is the same instance after all.
+func TestMovedMachine(t *testing.T) {
+	t.Parallel()
+	raw := controlUserdata(t)
+	for _, same := range []bool{false, true} {
+		n, m, state := madeMember(t, raw, "v1.34.4")
+		m.Write("/sys/class/dmi/id/product_uuid", otherID)
+		n.instance.SystemUUID, n.provisioned = machineID, false
+		if _, err := n.findRole(t.Context(), t.Logf); err != nil || !strings.Contains(m.String(), "unit kubelet.service: disabled inactive") {
+			t.Fatalf("after step role (%v):\n%s", err, m)
+		}
+		if !same {
+			result, err := n.compareUserdata(nil, errors.New("no router"))
+			if err == nil {
+				err = n.settleMove(t.Context(), &result)
+			}
+			if err != nil || len(result.Warnings) != 1 || !strings.Contains(result.Warnings[0].Error(), "the kubelet stays off") || !strings.Contains(m.String(), "disabled inactive") {
+				t.Errorf("without userdata: %+v, %v\n%s", result, err, m)
+			}
+			continue
+		}
+		attachDrive(t, m, raw)
+		result, err := n.fetchUserdata(t.Context(), t.Logf)
+		if err != nil || !strings.HasSuffix(result.Note, "the same instance on another machine, "+otherID) || state.Instance.SystemUUID != otherID {
+			t.Errorf("result %+v, %v, record %+v", result, err, state.Instance)
+		}
+		if !strings.Contains(m.String(), "unit kubelet.service: enabled active") || !m.Host().Exists("/var/lib/etcd/member/snap") {
+			t.Errorf("the node does not go on\n%s", m)
+		}
+		if n.moved() {
+			t.Error("it counts as moved once more")
+		}
+	}
+}
+
 // Contract 5.5: a member that is asked to run again stays one, with the version it was
 // upgraded to, whatever its userdata say; one that the server has taken out is made anew.
 func TestMadeAgainByMembership(t *testing.T) {

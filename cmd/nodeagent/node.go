@@ -45,6 +45,7 @@ type node struct {
 	instance    *agent.Instance  // made by an earlier boot, or nil
 	was         *agent.Instance  // what it was until this boot's userdata, or nil
 	installed   *agent.Installed // from a binaries ISO, by this boot or an earlier one, or nil
+	known       bool             // this boot's userdata have been compared with those it was made of
 	cloudInit   string           // the instance whose users and files an earlier boot has made
 	provisioned bool             // an earlier boot has made it: CloudStack's success marker is there, or cloud-init has it
 
@@ -134,6 +135,11 @@ func (n *node) findRole(ctx context.Context, _ host.Report) (agent.Result, error
 	n.role = role
 	n.provisioned = n.ownsNode() && (n.host.Exists(successFile) || n.handedOver())
 	n.update(func(s *agent.State) { s.Role, s.Owner, s.Node = role.Name, string(role.Owner), n.args.Name() })
+	if n.provisioned && n.moved() {
+		if err := kubeadm.HoldKubelet(ctx, n.host); err != nil {
+			return agent.Result{}, fault.Wrap(fault.HostSettingsFailed, err, "cannot stop the kubelet of a disk that another machine was made on")
+		}
+	}
 	// A gate that was opened on this boot by an agent that was killed stays open.
 	if n.ownsNode() {
 		_, err = n.host.WriteFile(ownsNodeFile, nil, 0o644)
@@ -323,8 +329,12 @@ func (n *node) fetchOptions() userdata.FetchOptions {
 
 func (n *node) fetchUserdata(ctx context.Context, report host.Report) (agent.Result, error) {
 	result, err := n.readUserdata(ctx, report)
-	if err == nil && !n.provisioned {
+	switch {
+	case err != nil:
+	case !n.provisioned:
 		err = n.takeStock(ctx, &result, report)
+	case n.moved():
+		err = n.settleMove(ctx, &result)
 	}
 	return result, err
 }
@@ -368,7 +378,9 @@ func (n *node) recheckUserdata(ctx context.Context, report host.Report) (agent.R
 		return agent.Result{Skipped: true, Note: "done on an earlier boot"}, nil
 	}
 	options := n.fetchOptions()
-	options.Timeout = recheckTimeout
+	if !n.moved() {
+		options.Timeout = recheckTimeout
+	}
 	fetched, err := userdata.Fetch(ctx, n.host, options, report)
 	if ctx.Err() != nil {
 		return agent.Result{}, err
@@ -385,6 +397,7 @@ func (n *node) compareUserdata(now *userdata.Userdata, missing error) (agent.Res
 	made := userdata.Made{InstanceID: n.instance.ID, Digest: n.instance.UserdataSHA256,
 		Semaphores: userdata.ReadSemaphores(n.host, n.instance.ID)}
 	change, reason := userdata.Compare(made, now)
+	n.known = now != nil
 	result := agent.Result{Skipped: true, Note: "done on an earlier boot; " + reason}
 	switch {
 	case change == userdata.ChangeNone && now == nil && made.Semaphores == userdata.SemaphoresRemoved:

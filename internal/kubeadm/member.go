@@ -33,6 +33,26 @@ func TakeStock(ctx context.Context, h *host.Host) (Stock, error) {
 	return s, err
 }
 
+// HoldKubelet keeps the kubelet of a machine that may be a copy of another from coming
+// up as that; a start that systemd has queued is taken back. It does not wait.
+func HoldKubelet(ctx context.Context, h *host.Host) error {
+	_, err := disableAndStop(ctx, h, kubeletUnit)
+	return err
+}
+
+// LetKubeletGo undoes HoldKubelet.
+func LetKubeletGo(ctx context.Context, h *host.Host) error {
+	state, err := h.Units.State(ctx, kubeletUnit)
+	if err != nil || !state.Exists() {
+		return err
+	}
+	if _, err := h.Units.Enable(ctx, kubeletUnit); err != nil {
+		return err
+	}
+	_, err = h.Units.Start(ctx, kubeletUnit)
+	return err
+}
+
 const caFile = "/etc/kubernetes/pki/ca.crt"
 
 // checkCluster sees to it that a machine which is a member of a cluster is not taken

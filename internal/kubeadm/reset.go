@@ -165,7 +165,11 @@ func Reset(ctx context.Context, h *host.Host, steps []ResetStep, report host.Rep
 func (s ResetStep) take(ctx context.Context, h *host.Host, report host.Report) error {
 	switch s.verb {
 	case resetStop:
-		return stopForGood(ctx, h, s.target)
+		job, err := disableAndStop(ctx, h, s.target)
+		if err == nil && job != (host.Job{}) {
+			_, err = h.Units.Wait(ctx, job)
+		}
+		return err
 	case resetKubeadm:
 		r := &run{h: h, verb: "reset", code: fault.ResetFailed, log: ResetLog, scrub: scrubber(nil), report: say(report)}
 		if err := r.kubeadm(ctx, "kubeadm reset", strings.Fields(s.target)[1:]...); err != nil {
@@ -189,19 +193,16 @@ func (s ResetStep) take(ctx context.Context, h *host.Host, report host.Report) e
 	return nil
 }
 
-func stopForGood(ctx context.Context, h *host.Host, unit string) error {
+// disableAndStop does so with a unit that is there, and does not wait for its end.
+func disableAndStop(ctx context.Context, h *host.Host, unit string) (host.Job, error) {
 	state, err := h.Units.State(ctx, unit)
 	if err != nil || !state.Exists() {
-		return err
+		return host.Job{}, err
 	}
 	if _, err := h.Units.Disable(ctx, unit); err != nil {
-		return err
+		return host.Job{}, err
 	}
-	job, err := h.Units.Stop(ctx, unit)
-	if err == nil {
-		_, err = h.Units.Wait(ctx, job)
-	}
-	return err
+	return h.Units.Stop(ctx, unit)
 }
 
 // removeAll removes a file or a folder, of one that is a mount point only what is in

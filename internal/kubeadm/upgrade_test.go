@@ -439,6 +439,8 @@ func TestJudgeUpgrade(t *testing.T) {
 		"not Ready":                 {func(f *upgradeFacts) { f.ready, f.notReady = false, noCNI }, "", fault.NodeNotReady, noCNI},
 		"no etcd":                   {func(f *upgradeFacts) { f.etcd = errors.New("500") }, "", fault.EtcdUnhealthy, "500"},
 		"no space":                  {func(f *upgradeFacts) { f.machine.Free = 2 << 30 }, "", fault.DiskSpaceLow, "/var/lib/containerd has 2048 MiB free"},
+		"a version that paints":     {func(f *upgradeFacts) { f.api = "v1.34.4-\x1b[31m" }, "", fault.VersionSkew, `"v1.34.4-\x1b[31m"`},
+		"a build of somebody's":     {func(f *upgradeFacts) { f.api = "v1.34.4+k3s1" }, verbApply, "", ""},
 		"no version":                {func(f *upgradeFacts) { f.cluster = "latest" }, "", fault.VersionSkew, "the version of the cluster"},
 		"all at once, the first is": {func(f *upgradeFacts) { f.iso, f.ready, f.machine.Free = "v1.36.0", false, 0 }, "", fault.VersionSkew, "not Ready: ; /var/lib/containerd has"},
 		"cgroup v1":                 {func(f *upgradeFacts) { f.machine.CgroupV2 = false }, "", fault.RuntimeUnfit, "cgroup v1"},

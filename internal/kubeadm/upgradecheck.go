@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io/fs"
 	"strconv"
-	"strings"
 
 	"go.yaml.in/yaml/v3"
 
@@ -94,18 +93,18 @@ type version struct {
 	pre                 string // "" is the release itself
 }
 
-func parseVersion(text string) (v version, err error) {
-	if v.major, v.minor, err = minorVersion(text); err != nil {
-		return v, err
+var versionForm = pattern(`^v?(\d{1,4})\.(\d{1,4})\.(\d{1,4})(?:-([0-9A-Za-z.-]{1,40}))?(?:\+[0-9A-Za-z.-]{1,40})?$`)
+
+func parseVersion(text string) (version, error) {
+	found := versionForm().FindStringSubmatch(text)
+	if found == nil {
+		return version{}, fmt.Errorf("cannot read the version %.100q: want one like v1.34.4", text)
 	}
-	_, rest, _ := strings.Cut(strings.TrimPrefix(text, "v"), ".")
-	_, rest, _ = strings.Cut(rest, ".")
-	rest, _, _ = strings.Cut(rest, "+")
-	rest, v.pre, _ = strings.Cut(rest, "-")
-	if v.patch, err = strconv.Atoi(rest); err != nil || v.patch < 0 {
-		return v, fmt.Errorf("cannot read the version %q: want one like v1.34.4", text)
+	number := func(digits string) int {
+		n, _ := strconv.Atoi(digits) // at most four digits
+		return n
 	}
-	return v, nil
+	return version{number(found[1]), number(found[2]), number(found[3]), found[4]}, nil
 }
 
 // compare orders versions; of pre-releases it only knows that they come before.
