@@ -70,8 +70,8 @@ test: unit deb ## All tests that need no Kubernetes: unit tests, then VMs
 e2e: packages deb ## A Kubernetes control node from power-on to Ready, and its reboot
 	$(SUDO) env "PATH=$$PATH" go test -tags vm -parallel 1 -count=1 -timeout 50m -v -run '^TestE2E' ./test/vm
 
-e2e-cluster: packages deb ## Clusters: three control nodes and a worker, one cut off, all stopped and started (an hour and more)
-	$(SUDO) env "PATH=$$PATH" go test -tags vm -parallel 1 -count=1 -timeout 100m -v -run '^TestCluster' ./test/vm
+e2e-cluster: packages deb ## Clusters: three control nodes and a worker, one cut off, all stopped and started; an upgrade and a reset (two hours and more)
+	$(SUDO) env "PATH=$$PATH" go test -tags vm -parallel 1 -count=1 -timeout 180m -v -run '^TestCluster' ./test/vm
 
 TEMPLATES ?= bookworm-mbr bookworm-gpt trixie-mbr trixie-gpt
 template: packages deb ## Bake templates with the package in dist/ (TEMPLATES=trixie-gpt: one)
