@@ -100,6 +100,13 @@ func planUpgradeOf(ctx context.Context, h *host.Host, options UpgradeOptions, re
 		return nil, fault.New(fault.UpgradeFailed, "cannot upgrade: this machine is no Kubernetes node (%s is not there)", KubeletConf).
 			WithHint("See `nodeagent status`: the node must have been made first.")
 	}
+	if has := kubeletVersion(ctx, h); journal.Stage != "" && has != "" && has != journal.From && has != journal.To {
+		// Others, such as CloudStack's own script, have upgraded the node since.
+		if err := forgetUpgrade(h); err != nil {
+			return nil, err
+		}
+		journal = upgradeJournal{}
+	}
 	u := &Upgrade{h: h, options: options, journal: journal}
 	u.importImages = func(ctx context.Context, want, leave []string, report host.Report) error {
 		return ImportImages(ctx, h, u.bundle, want, leave, report)
@@ -155,6 +162,16 @@ func planUpgradeOf(ctx context.Context, h *host.Host, options UpgradeOptions, re
 	}
 	u.plan()
 	return u, nil
+}
+
+// kubeletVersion asks the installed kubelet for its version, such as v1.34.4; "" is one
+// that does not run.
+func kubeletVersion(ctx context.Context, h *host.Host) string {
+	out, err := h.Run.Run(ctx, host.Command{Path: binFolder + "/kubelet", Args: []string{"--version"}})
+	if words := strings.Fields(string(out)); err == nil && len(words) == 2 {
+		return words[1] // of "Kubernetes v1.34.4"
+	}
+	return ""
 }
 
 // facts asks what is to be known before anything changes.
@@ -224,7 +241,7 @@ func (u *Upgrade) plan() {
 			return ApplyAddOns(ctx, u.h, AddOns{}, report)
 		}})
 	}
-	all = append(all, Stage{"finish", "remove what was kept", func(context.Context, host.Report) error { return u.finish() }})
+	all = append(all, Stage{"finish", "remove what was kept", func(context.Context, host.Report) error { return forgetUpgrade(u.h) }})
 	for i, stage := range all {
 		if stage.Name == u.journal.Stage {
 			all = all[i+1:]
@@ -407,13 +424,13 @@ func (u *Upgrade) startKubelet(ctx context.Context, version string, report host.
 	return api.waitReady(ctx, strings.ToLower(u.options.NodeName), version, say(report))
 }
 
-// finish forgets the upgrade; the journal goes first, for without it what is kept
+// forgetUpgrade ends an upgrade; the journal goes first, for without it what is kept
 // means nothing.
-func (u *Upgrade) finish() error {
-	if _, err := u.h.Remove(upgradeJournalFile); err != nil {
+func forgetUpgrade(h *host.Host) error {
+	if _, err := h.Remove(upgradeJournalFile); err != nil {
 		return fault.Wrap(fault.UpgradeFailed, err, "cannot end the upgrade")
 	}
-	if err := os.RemoveAll(u.h.Path(upgradeFolder)); err != nil {
+	if err := os.RemoveAll(h.Path(upgradeFolder)); err != nil {
 		return fault.Wrap(fault.UpgradeFailed, err, "cannot remove what was kept")
 	}
 	return nil

@@ -395,6 +395,24 @@ func TestUpgradeToAnotherVersionThanBegun(t *testing.T) {
 	}
 }
 
+// What an upgrade left that others have overtaken, as the server's own script does, is
+// no reason to go back.
+func TestUpgradeOvertaken(t *testing.T) {
+	t.Parallel()
+	n := newUpgradable(t, false)
+	n.cluster = newVersion
+	if err := n.upgrade(t, t.Context(), 4); err == nil {
+		t.Fatal("it was not killed")
+	}
+	n.cluster, n.node = "v1.36.0", "v1.36.0"
+	n.Write("/opt/bin/kubelet", "kubelet v1.36.0")
+	n.Program("/opt/bin/kubelet", func(host.Command) (string, error) { return "Kubernetes v1.36.0\n", nil })
+	_, err := n.plan(t.Context(), UpgradeOptions{})
+	if err == nil || fault.As(err).Code != fault.VersionSkew || n.Host().Exists(upgradeJournalFile) || n.Host().Exists(upgradeFolder) {
+		t.Errorf("error = %v, journal %v; want a refusal to go back to %s", err, n.Host().Exists(upgradeJournalFile), newVersion)
+	}
+}
+
 func TestUpgradeDryRun(t *testing.T) {
 	t.Parallel()
 	n := newUpgradable(t, true)
