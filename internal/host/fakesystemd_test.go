@@ -316,10 +316,10 @@ func (m manager) ListUnits() (units []listedUnit, _ *godbus.Error) {
 
 type properties struct{ f *fakeSystemd }
 
-// GetAll answers for the unit of the path, in which systemd writes bytes other than
+// Get answers for the unit of the path, in which systemd writes bytes other than
 // letters and digits as _ and their number.
-func (p properties) GetAll(message godbus.Message, _ string) (map[string]godbus.Variant, *godbus.Error) {
-	p.f.call("GetAll")
+func (p properties) Get(message godbus.Message, _, property string) (godbus.Variant, *godbus.Error) {
+	p.f.call("Get " + property)
 	path, _ := message.Headers[godbus.FieldPath].Value().(godbus.ObjectPath)
 	name := strings.NewReplacer("_2e", ".", "_2d", "-").Replace(filepath.Base(string(path)))
 	p.f.mu.Lock()
@@ -332,9 +332,13 @@ func (p properties) GetAll(message godbus.Message, _ string) (map[string]godbus.
 		ID   uint32
 		Path godbus.ObjectPath
 	}{unit.JobID, "/"}
-	return map[string]godbus.Variant{
+	value, known := map[string]godbus.Variant{
 		"Id": godbus.MakeVariant(unit.ID), "LoadState": godbus.MakeVariant(unit.LoadState),
 		"ActiveState": godbus.MakeVariant(unit.ActiveState), "UnitFileState": godbus.MakeVariant(unit.FileState),
-		"TriggeredBy": godbus.MakeVariant(append([]string{}, unit.TriggeredBy...)), "Job": godbus.MakeVariant(job),
-	}, nil
+		"TriggeredBy": godbus.MakeVariant(append([]string{}, unit.TriggeredBy...)), "Job": godbus.MakeVariant(job), "Result": godbus.MakeVariant(unit.Result),
+	}[property]
+	if !known {
+		return value, godbus.NewError("org.freedesktop.DBus.Error.UnknownProperty", nil)
+	}
+	return value, nil
 }

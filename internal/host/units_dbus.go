@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -104,12 +105,30 @@ func (s *Systemd) call(ctx context.Context, idempotent bool, do func(*dbus.Conn)
 	return sent, do(conn)
 }
 
-// State implements Units.
+// State implements Units. It asks for no more than it tells: all properties of a
+// service are hundreds, and cost systemd more than all else that nodeagent does to a
+// router.
 func (s *Systemd) State(ctx context.Context, name string) (Unit, error) {
-	var properties map[string]any
-	_, err := s.call(ctx, true, func(conn *dbus.Conn) (err error) {
-		properties, err = conn.GetAllPropertiesContext(ctx, name)
-		return err
+	properties := map[string]any{}
+	_, err := s.call(ctx, true, func(conn *dbus.Conn) error {
+		// The job first: where there is none any more, the state is that after it.
+		for _, key := range []string{"Job", "Id", "LoadState", "ActiveState", "UnitFileState", "TriggeredBy"} {
+			property, err := conn.GetUnitPropertyContext(ctx, name, key)
+			if err != nil {
+				return err
+			}
+			properties[key] = property.Value.Value()
+		}
+		if properties["ActiveState"] == "active" || properties["ActiveState"] == "inactive" {
+			return nil
+		}
+		result, err := conn.GetUnitTypePropertyContext(ctx, name, unitType(name), "Result")
+		if err == nil {
+			properties["Result"] = result.Value.Value()
+		} else if dead, _ := died(conn, err); dead || ctx.Err() != nil {
+			return err
+		}
+		return nil // else it is a kind of unit that has none, such as a target
 	})
 	if err != nil {
 		return Unit{}, fmt.Errorf("cannot read the state of %s: %w", name, err)
@@ -126,6 +145,15 @@ func (s *Systemd) State(ctx context.Context, name string) (Unit, error) {
 		unit.JobID, _ = job[0].(uint32)
 	}
 	return unit, nil
+}
+
+// unitType is the D-Bus interface of a unit's own properties: Service, Socket, ...
+func unitType(name string) string {
+	kind := strings.TrimPrefix(filepath.Ext(name), ".")
+	if kind == "" {
+		return "Service"
+	}
+	return strings.ToUpper(kind[:1]) + kind[1:]
 }
 
 // Enable implements Units.

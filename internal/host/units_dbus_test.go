@@ -73,6 +73,16 @@ func TestStateOverABus(t *testing.T) {
 	if got, err := s.State(t.Context(), "nothing.service"); err != nil || got.Exists() {
 		t.Errorf("a unit that is not there: %+v, %v", got, err)
 	}
+	f.set("lvm2.socket", func(u *Unit) { u.ActiveState, u.Result = "failed", "exit-code" })
+	if got, err := s.State(t.Context(), "lvm2.socket"); err != nil || got.Result != "exit-code" {
+		t.Errorf("a unit that failed: %+v, %v", got, err)
+	}
+	// Every call takes time of systemd's, which at boot has other things to do.
+	asked := f.called("Get Result")
+	f.set("fine.service", func(u *Unit) { u.ActiveState = "active" })
+	if _, err := s.State(t.Context(), "fine.service"); err != nil || f.called("Get Result") != asked || f.called("GetAll") > 0 {
+		t.Errorf("how a unit's last run ended was asked for though it is active (%v)", err)
+	}
 }
 
 // awaitWatch blocks until this process watches a folder with inotify.
@@ -240,7 +250,7 @@ func TestConnectionDiesInACall(t *testing.T) {
 		call   func(*Systemd, context.Context) error
 		times  int
 	}{
-		{"GetAll", func(s *Systemd, ctx context.Context) error { _, err := s.State(ctx, name); return err }, 2},
+		{"Get Job", func(s *Systemd, ctx context.Context) error { _, err := s.State(ctx, name); return err }, 2},
 		{"ListUnits", func(s *Systemd, ctx context.Context) error {
 			names, err := s.List(ctx, ".service")
 			if !slices.Equal(names, []string{name}) {
@@ -367,10 +377,10 @@ func TestWaitWithoutSignals(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			looked := f.called("GetAll")
+			looked := f.called("Get Job")
 			f.mu.Lock()
 			f.during = func(method string) {
-				if method == "GetAll" && f.called("GetAll") == looked+3 {
+				if method == "Get Job" && f.called("Get Job") == looked+3 {
 					go test.ends(f, bus)
 				}
 			}
@@ -379,7 +389,7 @@ func TestWaitWithoutSignals(t *testing.T) {
 			if err != nil || unit.ActiveState != test.want {
 				t.Errorf("unit %+v, %v; want %s", unit, err, test.want)
 			}
-			if looks := f.called("GetAll") - looked; looks < 3 {
+			if looks := f.called("Get Job") - looked; looks < 3 {
 				t.Errorf("ended after %d looks, while the job was queued", looks)
 			}
 		})
@@ -396,10 +406,10 @@ func TestWaitIsBounded(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	late := errors.New("too late")
-	looked := f.called("GetAll")
+	looked := f.called("Get Job")
 	f.mu.Lock()
 	f.during = func(string) {
-		if f.called("GetAll") > looked+3 {
+		if f.called("Get Job") > looked+3 {
 			cancel(late)
 		}
 	}
