@@ -5,6 +5,7 @@ package kubeadm
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -35,16 +36,16 @@ const (
 // Install copies the ISO's programs, units and manifests to where CloudStack's
 // scripts expect them and enables the kubelet without starting it: kubeadm does
 // that (pain-point K13). Content that is there already is not written again, and
-// systemd is told to reload only when a unit file changed (S5). It reports
-// whether anything changed. Errors are fault.ISOInvalid, where the ISO is to
-// blame, and fault.InstallFailed; all problems at once.
+// systemd is told to reload only when a unit file changed (S5). Where the ISO has a
+// manifest nothing takes effect that is not what it lists. It reports whether anything
+// changed. Errors are fault.ISOInvalid, ISOChecksum, ISOUnreadable, ISOStalled or
+// ISOChanged, where the ISO is to blame, and fault.InstallFailed; all problems at once.
 func Install(ctx context.Context, h *host.Host, bundle *Bundle) (changed bool, err error) {
-	root, err := os.OpenRoot(h.Path(bundle.Dir))
+	files, err := bundle.open(ctx, h)
 	if err != nil {
-		return false, fault.Wrap(fault.InstallFailed, err, "cannot read the binaries ISO")
+		return false, withCode(fault.InstallFailed, err, "cannot read the binaries ISO")
 	}
-	defer root.Close()
-	files := root.FS()
+	defer files.Close()
 
 	tasks := []func() (bool, error){
 		func() (bool, error) { return installProgram(h, files, "k8s/kubeadm", Kubeadm) },
@@ -73,15 +74,15 @@ func Install(ctx context.Context, h *host.Host, bundle *Bundle) (changed bool, e
 	for _, change := range changes {
 		changed = changed || change
 	}
-	if err := errors.Join(problems...); err != nil {
-		return changed, fault.Join(fault.InstallFailed, problems)
+	if err = errors.Join(problems...); err != nil {
+		err = fault.Join(fault.InstallFailed, problems)
 	}
-	return changed, nil
+	return changed, bundle.checkMedium(ctx, h, err)
 }
 
 // installProgram copies a program of the ISO, after a look at whether this
 // machine can run it.
-func installProgram(h *host.Host, files fs.FS, name, target string) (changed bool, err error) {
+func installProgram(h *host.Host, files *isoFiles, name, target string) (changed bool, err error) {
 	file, err := files.Open(name)
 	if err != nil {
 		return false, fmt.Errorf("cannot install %s: %w", target, err)
@@ -122,13 +123,14 @@ func checkProgram(head []byte, arch string) error {
 	return fmt.Errorf("it is built for %s, this machine is %s", machine, arch)
 }
 
-// sameContent compares a file of the ISO with an installed program.
-func sameContent(h *host.Host, files fs.FS, name, target string) (bool, error) {
+// sameContent compares a file of the ISO with an installed program; where the
+// manifest has the file's sum the ISO need not be read.
+func sameContent(h *host.Host, files *isoFiles, name, target string) (bool, error) {
 	info, err := os.Lstat(h.Path(target))
 	if err != nil || info.Mode() != 0o755 {
 		return false, nil
 	}
-	want, err := fs.Stat(files, name)
+	want, err := files.Stat(name)
 	if err != nil || info.Size() != want.Size() {
 		return false, err
 	}
@@ -137,6 +139,11 @@ func sameContent(h *host.Host, files fs.FS, name, target string) (bool, error) {
 		return false, err
 	}
 	defer installed.Close()
+	if listed, ok := files.sums[name]; ok {
+		hash := sha256.New()
+		_, err := io.Copy(hash, installed)
+		return sum(hash.Sum(nil)) == listed, err
+	}
 	source, err := files.Open(name)
 	if err != nil {
 		return false, err
@@ -165,8 +172,8 @@ func sameBytes(a, b io.Reader) (bool, error) {
 }
 
 // installArchive unpacks the archives whose names match pattern.
-func installArchive(h *host.Host, files fs.FS, pattern, folder string) (changed bool, err error) {
-	names, err := fs.Glob(files, pattern)
+func installArchive(h *host.Host, files *isoFiles, pattern, folder string) (changed bool, err error) {
+	names, err := matching(files, pattern)
 	if err != nil {
 		return false, err
 	}
@@ -174,6 +181,11 @@ func installArchive(h *host.Host, files fs.FS, pattern, folder string) (changed 
 		names = slices.DeleteFunc(names, func(name string) bool { return !strings.Contains(name, runtime.GOARCH) })
 	}
 	for _, name := range names {
+		// Its files go to their places while it is read: so it is read twice, the
+		// second time out of the kernel's memory, and looked at both times.
+		if err := files.verify(name); err != nil {
+			return changed, fmt.Errorf("cannot install %s: %w", name, err)
+		}
 		file, err := files.Open(name)
 		if err != nil {
 			return changed, fmt.Errorf("cannot install %s: %w", name, err)
@@ -185,12 +197,15 @@ func installArchive(h *host.Host, files fs.FS, pattern, folder string) (changed 
 			changed = changed || wrote
 			return failed
 		})
+		if err == nil {
+			_, err = io.Copy(io.Discard, file)
+		}
 		file.Close()
 		if failed != nil {
 			return changed, failed
 		}
 		if err != nil {
-			return changed, fault.Wrap(fault.ISOInvalid, err, "cannot use %s of the binaries ISO", name)
+			return changed, withCode(fault.ISOInvalid, err, "cannot use %s of the binaries ISO", name)
 		}
 	}
 	return changed, nil
@@ -207,8 +222,8 @@ var manifestCopies = map[string]string{
 
 // installManifests keeps the ISO's manifests on disk: the ISO may be gone when
 // they are applied, and /tmp does not survive a reboot (pain-point C17).
-func installManifests(h *host.Host, files fs.FS) (changed bool, err error) {
-	names, err := fs.Glob(files, "*.yaml")
+func installManifests(h *host.Host, files *isoFiles) (changed bool, err error) {
+	names, err := matching(files, "*.yaml")
 	if err != nil {
 		return false, err
 	}
@@ -232,24 +247,16 @@ func installManifests(h *host.Host, files fs.FS) (changed bool, err error) {
 	return changed, nil
 }
 
-func readSmall(files fs.FS, name string) ([]byte, error) {
-	file, err := files.Open(name)
+func readSmall(files *isoFiles, name string) ([]byte, error) {
+	content, err := readBounded(files, name, host.MaxFile)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read %s of the binaries ISO: %w", name, err)
-	}
-	defer file.Close()
-	content, err := io.ReadAll(io.LimitReader(file, host.MaxFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("cannot read %s of the binaries ISO: %w", name, err)
-	}
-	if len(content) > host.MaxFile {
-		return nil, fault.New(fault.ISOInvalid, "cannot use %s of the binaries ISO: larger than %d bytes", name, host.MaxFile)
+		return nil, withCode(fault.InstallFailed, err, "cannot use %s of the binaries ISO", name)
 	}
 	return content, nil
 }
 
 // installUnits installs the kubelet's unit and enables it.
-func installUnits(ctx context.Context, h *host.Host, files fs.FS) (changed bool, err error) {
+func installUnits(ctx context.Context, h *host.Host, files *isoFiles) (changed bool, err error) {
 	contents := map[string][]byte{}
 	for name, target := range map[string]string{
 		"kubelet.service": "/etc/systemd/system/" + kubeletUnit,
