@@ -459,10 +459,11 @@ var neededFiles = [...]string{
 
 // judge tells a binaries ISO by its files.
 func judge(files fs.FS) (kind mediumKind, missing []string, images []ImageFile, err error) {
-	if _, err := fs.ReadDir(files, "."); err != nil {
+	root, err := fs.ReadDir(files, ".")
+	if err != nil {
 		return mediumUnreadable, nil, nil, err
 	}
-	if !isFolder(files, "k8s") && !isFolder(files, "docker") {
+	if !hasFolder(root, "k8s") && !hasFolder(root, "docker") {
 		return mediumOther, nil, nil, nil
 	}
 	for _, pattern := range neededFiles {
@@ -488,7 +489,7 @@ func judge(files fs.FS) (kind mediumKind, missing []string, images []ImageFile, 
 		}
 	}
 	if len(missing) > 0 {
-		return mediumIncomplete, missing, nil, nil
+		return mediumIncomplete, missing, images, nil
 	}
 	return mediumBundle, nil, slices.Clip(images), nil
 }
@@ -512,7 +513,6 @@ func matching(files fs.FS, pattern string) ([]string, error) {
 	return names, nil
 }
 
-func isFolder(files fs.FS, name string) bool {
-	info, err := fs.Stat(files, name)
-	return err == nil && info.IsDir()
+func hasFolder(entries []fs.DirEntry, name string) bool {
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == name && e.IsDir() })
 }

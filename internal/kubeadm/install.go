@@ -104,23 +104,29 @@ func installProgram(h *host.Host, files *isoFiles, name, target string) (changed
 	return true, h.WriteFrom(target, io.MultiReader(bytes.NewReader(head), file), 0o755)
 }
 
-// checkProgram reads an ELF header and says when it is not one of architecture
-// arch (Go's name).
+// checkProgram says when a program that begins with head is not one of architecture
+// arch.
 func checkProgram(head []byte, arch string) error {
-	machines := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
+	built, err := programArch(head)
+	if err == nil && built != arch {
+		err = fmt.Errorf("it is built for %s, this machine is %s", built, arch)
+	}
+	return err
+}
+
+// programArch reads the architecture, by Go's name, from an ELF header.
+func programArch(head []byte) (string, error) {
 	if len(head) < 20 || string(head[:4]) != elf.ELFMAG {
-		return fmt.Errorf("it is no program: it begins with %q", head[:min(len(head), 16)])
+		return "", fmt.Errorf("it is no program: it begins with %q", head[:min(len(head), 16)])
 	}
-	machine := elf.Machine(uint16(head[18]) | uint16(head[19])<<8)
-	if machine == machines[arch] {
-		return nil
+	switch machine := elf.Machine(uint16(head[18]) | uint16(head[19])<<8); machine {
+	case elf.EM_X86_64:
+		return "amd64", nil
+	case elf.EM_AARCH64:
+		return "arm64", nil
+	default:
+		return machine.String(), nil
 	}
-	for name, known := range machines {
-		if known == machine {
-			return fmt.Errorf("it is built for %s, this machine is %s", name, arch)
-		}
-	}
-	return fmt.Errorf("it is built for %s, this machine is %s", machine, arch)
 }
 
 // sameContent compares a file of the ISO with an installed program; where the

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nodeagent/internal/fault"
@@ -35,28 +36,24 @@ type isoFiles struct {
 	sums    map[string]sum // of its manifest, nil for none
 	limit   time.Duration  // of one call
 	buffers sync.Pool
-	root    *os.Root // nil when files are not in a folder
+	stalled atomic.Bool // a call did not end: no other is tried
+	closer  io.Closer   // what the files are in
 }
 
 // openISOFiles opens the folder that an ISO is mounted at, or one that is to become
 // an ISO. limit 0 is readLimit.
 func openISOFiles(ctx context.Context, folder, where string, limit time.Duration) (*isoFiles, error) {
 	f := &isoFiles{ctx: ctx, where: where, limit: cmp.Or(limit, readLimit)}
-	var err error
-	if f.root, err = bounded(ctx, f.limit, func() (*os.Root, error) { return os.OpenRoot(folder) }); err != nil {
+	root, err := bounded(ctx, f.limit, func() (*os.Root, error) { return os.OpenRoot(folder) })
+	if err != nil {
 		return nil, f.failed("the root", err)
 	}
-	f.files = f.root.FS()
+	f.files, f.closer = root.FS(), root
 	return f, nil
 }
 
-// Close closes the folder.
-func (f *isoFiles) Close() error {
-	if f.root == nil {
-		return nil
-	}
-	return f.root.Close()
-}
+// Close closes what the files are in.
+func (f *isoFiles) Close() error { return f.closer.Close() }
 
 // bounded returns what call does, or an error when it does not end within the limit.
 func bounded[T any](ctx context.Context, limit time.Duration, call func() (T, error)) (T, error) {
@@ -82,6 +79,18 @@ func bounded[T any](ctx context.Context, limit time.Duration, call func() (T, er
 	}
 }
 
+// ask makes a call for a file.
+func ask[T any](f *isoFiles, name string, call func() (T, error)) (value T, err error) {
+	if f.stalled.Load() {
+		return value, f.failed(name, fault.New(fault.ISOStalled, "no answer to an earlier read"))
+	}
+	value, err = bounded(f.ctx, f.limit, call)
+	if isStalled(err) {
+		f.stalled.Store(true)
+	}
+	return value, f.failed(name, err)
+}
+
 // failed explains an error of reading a file.
 func (f *isoFiles) failed(name string, err error) error {
 	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, fs.ErrNotExist) {
@@ -99,9 +108,9 @@ func (f *isoFiles) failed(name string, err error) error {
 
 // Open implements fs.FS.
 func (f *isoFiles) Open(name string) (fs.File, error) {
-	file, err := bounded(f.ctx, f.limit, func() (fs.File, error) { return f.files.Open(name) })
+	file, err := ask(f, name, func() (fs.File, error) { return f.files.Open(name) })
 	if err != nil {
-		return nil, f.failed(name, err)
+		return nil, err
 	}
 	opened := &isoFile{File: file, name: name, of: f}
 	if _, ok := f.sums[name]; ok {
@@ -112,14 +121,12 @@ func (f *isoFiles) Open(name string) (fs.File, error) {
 
 // ReadDir implements fs.ReadDirFS.
 func (f *isoFiles) ReadDir(name string) ([]fs.DirEntry, error) {
-	found, err := bounded(f.ctx, f.limit, func() ([]fs.DirEntry, error) { return fs.ReadDir(f.files, name) })
-	return found, f.failed(name, err)
+	return ask(f, name, func() ([]fs.DirEntry, error) { return fs.ReadDir(f.files, name) })
 }
 
 // Stat implements fs.StatFS.
 func (f *isoFiles) Stat(name string) (fs.FileInfo, error) {
-	info, err := bounded(f.ctx, f.limit, func() (fs.FileInfo, error) { return fs.Stat(f.files, name) })
-	return info, f.failed(name, err)
+	return ask(f, name, func() (fs.FileInfo, error) { return fs.Stat(f.files, name) })
 }
 
 // verify reads a file to its end, which is an error if it is not the file that the
@@ -181,16 +188,16 @@ func (f *isoFile) read(p []byte, call func([]byte) (int, error)) (int, error) {
 		n   int
 		err error
 	}
-	r, err := bounded(f.of.ctx, f.of.limit, func() (read, error) {
+	r, err := ask(f.of, f.name, func() (read, error) {
 		n, err := call(buffer)
 		return read{n, err}, nil
 	})
-	if err == nil { // it has ended, and the buffer is free
-		err = r.err
-		copy(p, buffer[:r.n])
-		f.of.buffers.Put(pooled)
+	if err != nil { // it has not ended: the buffer is its own
+		return 0, err
 	}
-	return r.n, f.of.failed(f.name, err)
+	copy(p, buffer[:r.n])
+	f.of.buffers.Put(pooled)
+	return r.n, f.of.failed(f.name, r.err)
 }
 
 // isStalled says that the medium does not answer: asking it more takes long.

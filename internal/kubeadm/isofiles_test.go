@@ -44,6 +44,11 @@ func (d deadFS) Open(name string) (fs.File, error) {
 	return deadFile{file, d}, err
 }
 
+func (d deadFS) ReadDir(name string) ([]fs.DirEntry, error) {
+	d.wait()
+	return fs.ReadDir(d.FS, name)
+}
+
 type deadFile struct {
 	fs.File
 	of deadFS

@@ -214,7 +214,11 @@ func WriteManifest(ctx context.Context, h *host.Host, folder string) (count int,
 	}
 	defer root.Close()
 	files := root.FS()
-	if !isFolder(files, "k8s") || !isFolder(files, "docker") {
+	top, err := fs.ReadDir(files, ".")
+	if err != nil {
+		return 0, 0, err
+	}
+	if !hasFolder(top, "k8s") || !hasFolder(top, "docker") {
 		return 0, 0, fault.New(fault.ISOIncomplete, "%s is no content of a binaries ISO: it has no folders k8s and docker", folder)
 	}
 	found, err := isoNames(files)
