@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"nodeagent/internal/agent"
 	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
 	"nodeagent/internal/kubeadm"
@@ -43,7 +44,7 @@ func oneArg(what string) cobra.PositionalArgs {
 func isoCheckCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use:   "check [-o text|json] PATH|DEVICE",
+		Use:   "check PATH|DEVICE",
 		Short: "Say whether a binaries ISO is complete, and for which version and architecture",
 		Long: `Say whether a binaries ISO is complete, and for which version and architecture of
 Kubernetes. PATH is an ISO, a device that holds one, or a folder that is to become
@@ -156,7 +157,7 @@ func (s *screen) iso(c *kubeadm.ISOContents) {
 	s.field("Images", images)
 	for _, image := range c.Images {
 		name := orNone(strings.Join(image.Names, " "), path.Base(image.File)+": cannot be read")
-		fmt.Fprintln(s.out, cut(fmt.Sprintf("  %12s%8s  %s", "", megabytes(image.Bytes), name), s.width))
+		fmt.Fprintln(s.out, cut(fmt.Sprintf("  %12s%8s  %s", "", megabytes(image.Bytes), agent.Printable(name)), s.width))
 	}
 	s.problems("Problems", red, c.Problems)
 	s.problems("Warnings", yellow, c.Warnings)
@@ -167,7 +168,7 @@ func (s *screen) field(name, text string) {
 	indent := strings.Repeat(" ", 14)
 	var lines strings.Builder
 	inner := screen{out: &lines, width: s.width}
-	inner.paragraph(indent, text)
+	inner.paragraph(indent, agent.Printable(text))
 	fmt.Fprintf(s.out, "  %-12s%s", name, strings.TrimPrefix(lines.String(), indent))
 }
 
@@ -178,7 +179,7 @@ func (s *screen) problems(title, colour string, problems []kubeadm.ISOProblem) {
 	fmt.Fprintln(s.out, "\n"+s.paint(colour, title))
 	told := map[fault.Code]bool{}
 	for _, problem := range problems {
-		s.paragraph("  ", fmt.Sprintf("%s: %s", problem.Code, problem.Message))
+		s.paragraph("  ", fmt.Sprintf("%s: %s", problem.Code, agent.Printable(problem.Message)))
 	}
 	for _, problem := range problems {
 		if colour == red && !told[problem.Code] {

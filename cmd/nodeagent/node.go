@@ -655,7 +655,11 @@ func (n *node) importImages(ctx context.Context, report host.Report) (agent.Resu
 	if err := kubeadm.ImportImages(ctx, n.host, n.bundle, want, leave, report); err != nil {
 		return agent.Result{}, err
 	}
-	return agent.Result{Note: fmt.Sprintf("%d files, %d MB, %s%s", len(n.bundle.Images), n.bundle.ImageBytes()/1e6, n.bundle.Verification(), without)}, nil
+	return agent.Result{Note: n.imagesNote(without)}, nil
+}
+
+func (n *node) imagesNote(without string) string {
+	return fmt.Sprintf("%d files, %d MB, %s%s", len(n.bundle.Images), n.bundle.ImageBytes()/1e6, n.bundle.Verification(), without)
 }
 
 // releaseISO lets go of the ISO and records that it is not needed any more.
