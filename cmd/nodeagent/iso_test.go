@@ -17,12 +17,10 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"nodeagent/internal/agent"
 	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
 	"nodeagent/internal/host/hosttest"
 	"nodeagent/internal/kubeadm"
-	"nodeagent/internal/userdata"
 )
 
 func tarOf(t *testing.T, files map[string]string) string {
@@ -181,10 +179,11 @@ func TestNotesOfVerification(t *testing.T) {
 		m.Write("/sys/class/block/sr0/size", "2048\n")
 		m.Write("/dev/sr0", string(image))
 		m.AddMedium("/dev/sr0", tree)
-		n := &node{host: m.Host(), update: func(func(*agent.State)) {}, intent: userdata.Intent{Mode: userdata.ModeJoin}}
-		if _, err := n.findISO(t.Context(), t.Logf); err != nil {
+		bundle, err := kubeadm.FindISO(t.Context(), m.Host(), "", t.Logf)
+		if err != nil {
 			t.Fatal(err)
 		}
+		n := &node{host: m.Host(), bundle: bundle}
 		result, err := n.install(t.Context(), t.Logf)
 		if err != nil || result.Note != "programs and units, "+want {
 			t.Errorf("install: %q, %v; want one with %q", result.Note, err, want)

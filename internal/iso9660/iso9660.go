@@ -19,6 +19,9 @@ import (
 // Sector is how many bytes a sector has.
 const Sector = 2048
 
+// ErrCutOff is that the medium ends before what is to be read.
+var ErrCutOff = errors.New("the medium ends too early")
+
 const (
 	firstDescriptor = 16 // sector
 	maxDescriptors  = 32
@@ -55,7 +58,7 @@ func Open(device io.ReaderAt) (*Volume, error) {
 	var v *Volume
 	for i := range int64(maxDescriptors) {
 		d, err := readBytes(device, (firstDescriptor+i)*Sector, Sector)
-		if err != nil && v == nil && errors.Is(err, io.ErrUnexpectedEOF) {
+		if err != nil && v == nil && errors.Is(err, ErrCutOff) {
 			return nil, nil // too small to be one
 		}
 		if err != nil {
@@ -112,8 +115,7 @@ func extent(record []byte) uint32 {
 	return binary.LittleEndian.Uint32(record[2:]) + uint32(record[1])
 }
 
-// Content returns a file's bytes. Reading past the device's end is
-// io.ErrUnexpectedEOF.
+// Content returns a file's bytes. What is behind the device's end is ErrCutOff.
 func (v *Volume) Content(file Entry) *io.SectionReader {
 	return io.NewSectionReader(wholeReader{v.device}, int64(file.Start)*Sector, file.Size)
 }
@@ -127,7 +129,7 @@ func (r wholeReader) ReadAt(p []byte, offset int64) (int, error) {
 		return n, nil
 	}
 	if err == nil || errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
+		err = ErrCutOff
 	}
 	return n, err
 }

@@ -90,7 +90,7 @@ func TestCutOff(t *testing.T) {
 	t.Parallel()
 	data := image(t, map[string]string{"big": strings.Repeat("x", 1<<20)}, "xorriso", "-as", "mkisofs", "-R", "-no-pad")
 	v := open(t, data[:len(data)-600<<10])
-	if _, err := fs.ReadFile(v, "big"); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := fs.ReadFile(v, "big"); !errors.Is(err, ErrCutOff) {
 		t.Errorf("a file cut off: %v", err)
 	}
 	for _, size := range []int{0, 2048, 16 * 2048} {

@@ -188,23 +188,42 @@ func (c *ISOContents) warn(code fault.Code, format string, args ...any) {
 	c.Warnings = append(c.Warnings, ISOProblem{code, fmt.Sprintf(format, args...)})
 }
 
-// fail records an error, under its own code where it has one.
-func (c *ISOContents) fail(err error) {
-	c.problem(withCode(fault.ISOInvalid, err, "").Code, "%v", err)
-}
-
 // inspector looks at the files of an ISO.
 type inspector struct {
 	*ISOContents
 	files   *isoFiles
 	damaged map[string]bool // files that are not what the manifest lists: named already
+	cutOff  []string        // files that the medium ends before
+}
+
+// fail records an error of a file, or one that names its file, under its own code
+// where it has one. What is cut off is one problem, however many files it takes.
+func (i *inspector) fail(name string, err error) {
+	if errors.Is(err, iso9660.ErrCutOff) {
+		if !slices.Contains(i.cutOff, name) {
+			i.cutOff = append(i.cutOff, name)
+		}
+		return
+	}
+	message := err.Error()
+	if !strings.Contains(message, name) {
+		message = name + ": " + message
+	}
+	i.problem(withCode(fault.ISOInvalid, err, "").Code, "%s", message)
 }
 
 func (i *inspector) inspect() {
+	i.look()
+	if len(i.cutOff) > 0 {
+		i.problem(fault.ISOTruncated, "the medium ends before the end of %s", listed(i.cutOff))
+	}
+}
+
+func (i *inspector) look() {
 	kind, missing, archives, err := judge(i.files)
 	switch {
 	case err != nil:
-		i.fail(err)
+		i.fail("its folders", err)
 		return
 	case kind == mediumOther:
 		i.problem(fault.ISOIncomplete, "it is no binaries ISO: it has no folders k8s and docker")
@@ -225,7 +244,7 @@ func (i *inspector) inspect() {
 func (i *inspector) verify() {
 	found, err := isoNames(i.files)
 	if err != nil {
-		i.fail(err)
+		i.fail("its folders", err)
 		return
 	}
 	if i.Kind == ISOFolder {
@@ -238,14 +257,14 @@ func (i *inspector) verify() {
 	_, i.Manifest.Present = found[SumsFile]
 	sums, err := readSums(i.files)
 	if err != nil {
-		i.fail(err)
+		i.fail(SumsFile, err)
 		return
 	}
 	i.Manifest.Files, i.files.sums = len(sums), sums
 	for _, name := range slices.Sorted(maps.Keys(sums)) {
 		if err := i.files.verify(name); err != nil {
 			i.damaged[name] = true
-			i.fail(err)
+			i.fail(name, err)
 		}
 	}
 	i.files.sums = nil // from here on files are read as they are
@@ -267,7 +286,7 @@ func (i *inspector) programs() (programs []string) {
 			continue // empty: named before
 		}
 		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-			i.fail(err)
+			i.fail("k8s/"+name, err)
 			continue
 		}
 		arch, err := programArch(head[:n])
@@ -301,7 +320,7 @@ func (i *inspector) images(archives []ImageFile) {
 			names, err := i.archive(name, archive.Bytes, platform, arch)
 			image.Names = append(image.Names, names...)
 			if err != nil {
-				i.problem(withCode(fault.ISOInvalid, err, "").Code, "%s: %v", name, err)
+				i.fail(name, err)
 			}
 		}
 		i.Images = append(i.Images, image)
@@ -388,13 +407,13 @@ func (i *inspector) versions(programs []string) {
 	for _, name := range programs {
 		file, err := i.files.Open("k8s/" + name)
 		if err != nil {
-			i.fail(err)
+			i.fail("k8s/"+name, err)
 			continue
 		}
 		found, err := holds(file, i.Version)
 		file.Close()
 		if err != nil {
-			i.fail(err)
+			i.fail("k8s/"+name, err)
 		} else if !found {
 			i.problem(fault.ISOInvalid, "k8s/%s is of another version than the images, %s: it does not have that in it", name, i.Version)
 		}
@@ -429,7 +448,7 @@ func (i *inspector) archives() {
 	} {
 		names, err := matching(i.files, kind.pattern)
 		if err != nil {
-			i.fail(err)
+			i.fail(kind.pattern, err)
 		}
 		for _, name := range names {
 			file, err := i.files.Open(name)
@@ -451,7 +470,7 @@ func (i *inspector) archives() {
 				err = fault.New(fault.ISOIncomplete, "it lacks %s", kind.needed)
 			}
 			if err != nil {
-				i.problem(withCode(fault.ISOInvalid, err, "").Code, "%s: %v", name, err)
+				i.fail(name, err)
 			}
 			i.Archives = append(i.Archives, archive)
 		}
@@ -468,7 +487,7 @@ func (i *inspector) texts() {
 	}
 	names, err := matching(i.files, "*.yaml")
 	if err != nil {
-		i.fail(err)
+		i.fail("*.yaml", err)
 	}
 	for _, name := range names {
 		text, ok := i.text(name)
@@ -504,7 +523,7 @@ func (i *inspector) text(name string) (text []byte, ok bool) {
 	text, err := readBounded(i.files, name, host.MaxFile)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) { // else named before
-			i.fail(err)
+			i.fail(name, err)
 		}
 		return nil, false
 	}

@@ -233,10 +233,12 @@ func installManifests(h *host.Host, files *isoFiles) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	var problems []error
 	for _, name := range names {
 		content, err := readSmall(files, name)
 		if err != nil {
-			return changed, err
+			problems = append(problems, err)
+			continue
 		}
 		targets := []string{path.Join(Manifests, name)}
 		if copied, ok := manifestCopies[name]; ok {
@@ -249,6 +251,9 @@ func installManifests(h *host.Host, files *isoFiles) (changed bool, err error) {
 				return changed, err
 			}
 		}
+	}
+	if len(problems) > 0 {
+		return changed, fault.Join(fault.InstallFailed, problems)
 	}
 	return changed, nil
 }
@@ -264,18 +269,23 @@ func readSmall(files *isoFiles, name string) ([]byte, error) {
 // installUnits installs the kubelet's unit and enables it.
 func installUnits(ctx context.Context, h *host.Host, files *isoFiles) (changed bool, err error) {
 	contents := map[string][]byte{}
+	var problems []error
 	for name, target := range map[string]string{
 		"kubelet.service": "/etc/systemd/system/" + kubeletUnit,
 		"10-kubeadm.conf": "/etc/systemd/system/" + kubeletUnit + ".d/10-kubeadm.conf",
 	} {
 		content, err := readSmall(files, name)
 		if err != nil {
-			return false, err
+			problems = append(problems, err)
+			continue
 		}
 		content = bytes.ReplaceAll(content, []byte("/usr/bin/kube"), []byte(binFolder+"/kube"))
 		if old, err := h.ReadFile(target); err != nil || !bytes.Equal(old, content) {
 			contents[target] = content
 		}
+	}
+	if len(problems) > 0 {
+		return false, fault.Join(fault.InstallFailed, problems)
 	}
 	if len(contents) > 0 {
 		if _, err := h.WriteFile(reloadPending, nil, 0o600); err != nil {

@@ -61,6 +61,10 @@ func bounded[T any](ctx context.Context, limit time.Duration, call func() (T, er
 		value T
 		err   error
 	}
+	var none T
+	if ctx.Err() != nil {
+		return none, context.Cause(ctx)
+	}
 	done := make(chan result, 1)
 	go func() {
 		value, err := call()
@@ -68,7 +72,6 @@ func bounded[T any](ctx context.Context, limit time.Duration, call func() (T, er
 	}()
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
-	var none T
 	select {
 	case r := <-done:
 		return r.value, r.err
@@ -113,7 +116,11 @@ func (f *isoFiles) Open(name string) (fs.File, error) {
 		return nil, err
 	}
 	opened := &isoFile{File: file, name: name, of: f}
-	if _, ok := f.sums[name]; ok {
+	if f.sums != nil {
+		if _, ok := f.sums[name]; !ok { // it was not there when the ISO was chosen
+			file.Close()
+			return nil, fault.New(fault.ISOChecksum, "%s does not list %s of %s", SumsFile, name, f.where)
+		}
 		opened.hash = sha256.New()
 	}
 	return opened, nil

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeagent/internal/fault"
+	"nodeagent/internal/host"
 	"nodeagent/internal/host/hosttest"
 )
 
@@ -103,7 +104,35 @@ func TestStalledReadsEnd(t *testing.T) {
 	}
 }
 
-// C14: the same on a machine: a pipe nobody writes to stands for the storage.
+// stalledKernel waits for storage when it mounts.
+type stalledKernel struct {
+	host.Kernel
+	release <-chan struct{}
+}
+
+func (k stalledKernel) MountReadOnly(device, target, fstype string) error {
+	<-k.release
+	return k.Kernel.MountReadOnly(device, target, fstype)
+}
+
+// C14: a mount that hangs ends the search: it may yet come, over what is used then.
+func TestFindISOStalledMount(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := testMachine(t)
+		addDevice(t, m, "sr0", "CDROM", bundleFiles(t, "v1.34.4"))
+		h, release := m.Host(), make(chan struct{})
+		h.Kernel = stalledKernel{h.Kernel, release}
+		_, err := findISO(t.Context(), h, "", nil, discard)
+		if want := "cannot look into /dev/sr0: no answer for 2m0s"; err == nil || fault.As(err).Code != fault.ISOStalled || err.Error() != want {
+			t.Errorf("error %v, want %q", err, want)
+		}
+		close(release)
+		synctest.Wait()
+	})
+}
+
+// C14: the same for a file in use: a pipe nobody writes to stands for the storage.
 func TestInstallFromStalledMedium(t *testing.T) {
 	t.Parallel()
 	m, bundle := mounted(t, bundleFiles(t, "v1.34.4"))
@@ -253,6 +282,7 @@ func TestInstallVerifies(t *testing.T) {
 	for name, text := range damaged {
 		writeFile(t, m.Path(isoFolder+"/"+name), text)
 	}
+	writeFile(t, m.Path(isoFolder+"/new.yaml"), "kind: New\n")
 	_, err := Install(t.Context(), m.Host(), bundle)
 	if err == nil || fault.As(err).Code != fault.ISOChecksum {
 		t.Fatalf("error %v, want %s", err, fault.ISOChecksum)
@@ -262,8 +292,11 @@ func TestInstallVerifies(t *testing.T) {
 			t.Errorf("error %q does not say %q", err, want)
 		}
 	}
+	if want := "SHA256SUMS does not list new.yaml of the binaries ISO in /dev/sr0"; !strings.Contains(err.Error(), want) {
+		t.Errorf("error %q does not say %q", err, want)
+	}
 	for _, name := range []string{"/opt/bin/kubelet", "/opt/bin/kubectl", "/opt/bin/crictl", "/opt/cni/bin/bridge", "/opt/cni/bin/portmap",
-		Manifests + "/network.yaml", "/etc/systemd/system/kubelet.service"} {
+		Manifests + "/network.yaml", Manifests + "/new.yaml", "/etc/systemd/system/kubelet.service"} {
 		if m.Host().Exists(name) {
 			t.Errorf("%s was installed", name)
 		}
