@@ -91,7 +91,7 @@ func rootCommand(h *host.Host) *cobra.Command {
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(runCommand(h), statusCommand(h), planCommand(), growCommand(h), growpartCommand(h), upgradeCommand(h), resetCommand(h), versionCommand())
+	root.AddCommand(runCommand(h), statusCommand(h), planCommand(), growCommand(h), growpartCommand(h), isoCommand(h), upgradeCommand(h), resetCommand(h), versionCommand())
 	return root
 }
 

@@ -22,6 +22,7 @@ func TestWrongUsageIs64(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"nonsense"}, {"status", "extra"}, {"status", "--nonsense"}, {"status", "-o", "xml"}, {"plan"},
 		{"plan", "--boot-args", "/dev/null", "-o", "xml"}, {"run", "extra"}, {"grow", "/", "extra"}, {"upgrade", "v1", "extra"}, {"reset", "extra"}, {"version", "extra"},
+		{"iso"}, {"iso", "nonsense"}, {"iso", "check"}, {"iso", "check", "a", "b"}, {"iso", "check", "-o", "xml", "a"}, {"iso", "manifest"},
 	} {
 		if code, out, errs := call(t, args...); code != 64 || out != "" || errs == "" {
 			t.Errorf("nodeagent %v: exit code %d, stdout %q, stderr %q; want 64 and words on stderr only", args, code, out, errs)
@@ -31,8 +32,8 @@ func TestWrongUsageIs64(t *testing.T) {
 
 func TestHelpHasExamples(t *testing.T) {
 	t.Parallel()
-	for _, command := range []string{"status", "plan", "grow", "upgrade", "reset"} {
-		if code, out, _ := call(t, command, "--help"); code != 0 || !strings.Contains(out, "Examples:") {
+	for _, command := range []string{"status", "plan", "grow", "upgrade", "reset", "iso", "iso check", "iso manifest"} {
+		if code, out, _ := call(t, append(strings.Fields(command), "--help")...); code != 0 || !strings.Contains(out, "Examples:") {
 			t.Errorf("nodeagent %s --help: exit code %d\n%s", command, code, out)
 		}
 	}

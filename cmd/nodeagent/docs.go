@@ -93,6 +93,9 @@ func documented() *cobra.Command {
 	root.Long = rootPage
 	for _, command := range append(root.Commands(), root) {
 		command.DisableAutoGenTag = true
+		for _, below := range command.Commands() {
+			below.DisableAutoGenTag = true
+		}
 		switch command.Name() {
 		case root.Name():
 			command.DisableFlagsInUseLine = true
@@ -100,6 +103,9 @@ func documented() *cobra.Command {
 			// Its options are its own, which cobra knows nothing of.
 			command.DisableFlagsInUseLine = true
 			command.Long = command.Short + ".\n\n```\n" + growpartHelp() + "```"
+		case "iso":
+			command.DisableFlagsInUseLine = true
+			command.Use = "iso check|manifest"
 		case "completion":
 			// One page for all shells. A command is documented when it can be run.
 			command.DisableFlagsInUseLine = true

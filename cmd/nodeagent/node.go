@@ -611,7 +611,7 @@ func (n *node) findISO(ctx context.Context, report host.Report) (agent.Result, e
 
 func (n *node) install(ctx context.Context, _ host.Report) (agent.Result, error) {
 	changed, err := kubeadm.Install(ctx, n.host, n.bundle)
-	return changedNote("kubeadm, kubelet, kubectl, crictl, CNI plugins", changed), err
+	return changedNote("programs and units, "+n.bundle.Verification(), changed), err
 }
 
 func (n *node) version() string {
@@ -655,7 +655,11 @@ func (n *node) importImages(ctx context.Context, report host.Report) (agent.Resu
 	if err := kubeadm.ImportImages(ctx, n.host, n.bundle, want, leave, report); err != nil {
 		return agent.Result{}, err
 	}
-	return agent.Result{Note: fmt.Sprintf("%d files, %d MB%s", len(n.bundle.Images), n.bundle.ImageBytes()/1e6, without)}, nil
+	return agent.Result{Note: n.imagesNote(without)}, nil
+}
+
+func (n *node) imagesNote(without string) string {
+	return fmt.Sprintf("%d files, %d MB, %s%s", len(n.bundle.Images), n.bundle.ImageBytes()/1e6, n.bundle.Verification(), without)
 }
 
 // releaseISO lets go of the ISO and records that it is not needed any more.

@@ -35,6 +35,11 @@ const (
 	ISOMissing          Code = "iso-missing"
 	ISOIncomplete       Code = "iso-incomplete"
 	ISOInvalid          Code = "iso-invalid"
+	ISOTruncated        Code = "iso-truncated"
+	ISOChanged          Code = "iso-changed"
+	ISOStalled          Code = "iso-stalled"
+	ISOUnreadable       Code = "iso-unreadable"
+	ISOChecksum         Code = "iso-checksum"
 	InstallFailed       Code = "install-failed"
 	ContainerdFailed    Code = "containerd-failed"
 	SandboxMismatch     Code = "sandbox-image-mismatch"
@@ -115,6 +120,16 @@ func Catalogue() []Entry {
 		{ISOMissing, "The Kubernetes binaries ISO was not attached in time.", "Attach the ISO of the cluster's Kubernetes version to the VM; on VMware check that the VM has a free CD drive."},
 		{ISOIncomplete, "The binaries ISO lacks files a node needs.", "Build the ISO again with create-kubernetes-binaries-iso.sh and register it as a new version."},
 		{ISOInvalid, "A file on the binaries ISO cannot be used.", "Build the ISO again; check the downloads named in the message."},
+		{ISOTruncated, "The binaries ISO is cut off: it says that it is larger than the medium.",
+			"Compare the size of the ISO on the secondary storage with the builder's, register it again as a new version, and attach that one."},
+		{ISOChanged, "Another medium took the binaries ISO's place while it was read.",
+			"Attach the ISO of the cluster's version again and leave it there until the node is Ready; then `systemctl restart nodeagent`."},
+		{ISOStalled, "The storage that holds the binaries ISO does not answer.",
+			"Check the secondary storage that the hypervisor host has mounted for the ISO (CloudStack may have picked a bad one); when it answers again, reboot the node: it goes on where it stopped."},
+		{ISOUnreadable, "The binaries ISO cannot be read.",
+			"See `dmesg` for errors of the drive named; detach the ISO and attach it again, then `systemctl restart nodeagent`. `nodeagent iso check` on the ISO's file says whether it is whole."},
+		{ISOChecksum, "The binaries ISO does not hold the files that its SHA256SUMS lists.",
+			"Run `nodeagent iso check` on the ISO's file where it was built: where it is complete, the copy that was attached is damaged and is to be registered again; else run `nodeagent iso manifest` last before the ISO is made."},
 		{InstallFailed, "A file of the binaries ISO could not be installed.", "Check free space with `df -h /` and that the ISO is still attached, then `systemctl restart nodeagent`."},
 		{ContainerdFailed, "containerd did not come up with the settings Kubernetes needs.", "See `journalctl -u containerd` and /etc/containerd/config.toml."},
 		{SandboxMismatch, "containerd uses another sandbox (pause) image than kubeadm expects.", "Check sandbox_image in /etc/containerd/config.toml and that no other program rewrites it."},

@@ -5,6 +5,7 @@ package kubeadm
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +33,18 @@ type Bundle struct {
 	Dir     string // where it is mounted
 	Version string // of its kubeadm: v1.34.4
 	Images  []ImageFile
+
+	sums       map[string]sum // of its manifest, nil for none
+	descriptor []byte         // of the volume that was chosen
+	readLimit  time.Duration  // of one read; 0 is readLimit
+}
+
+// Verification says whether what is read from the ISO is checked.
+func (b *Bundle) Verification() string {
+	if b.sums == nil {
+		return "not verified"
+	}
+	return "checked against " + SumsFile
 }
 
 // ImageFile is an archive of container images in the ISO's docker folder.
@@ -54,8 +67,12 @@ type medium struct {
 	label   string
 	kind    mediumKind
 	missing []string // of an incomplete bundle
+	cutOff  string   // how much of a truncated medium there is
 	images  []ImageFile
 	err     error // of an unreadable medium
+	stalled bool  // its mount, or what came after
+
+	descriptor []byte
 }
 
 type mediumKind int
@@ -63,7 +80,7 @@ type mediumKind int
 const (
 	mediumNone       mediumKind = iota // no medium in the drive
 	mediumOther                        // an ISO, not a binaries ISO
-	mediumIncomplete                   // a binaries ISO that lacks files
+	mediumIncomplete                   // a binaries ISO that lacks files, or its end
 	mediumBundle                       // a binaries ISO
 	mediumUnreadable
 )
@@ -98,8 +115,10 @@ func label(text string) string {
 //
 // It waits for the kernel's device events, without polling, until ctx ends; then
 // the error is fault.ISOMissing and says which media were seen. A binaries ISO
-// that lacks files (fault.ISOIncomplete) or is of another version
-// (fault.ISOInvalid) fails at once.
+// that lacks files (fault.ISOIncomplete) or its end (fault.ISOTruncated), holds others
+// than its manifest says (fault.ISOChecksum), or is of another version
+// (fault.ISOInvalid) fails at once, and so does one whose storage stops answering
+// (fault.ISOStalled).
 func FindISO(ctx context.Context, h *host.Host, want string, report host.Report) (*Bundle, error) {
 	// The watch comes before the first look, or a medium between the two would go
 	// unseen.
@@ -172,9 +191,7 @@ func chooseBundle(ctx context.Context, h *host.Host, media []medium, want, progr
 		}
 	}
 	if len(bundles) == 0 && len(incomplete) > 0 {
-		m := incomplete[0]
-		return nil, fault.New(fault.ISOIncomplete, "the binaries ISO in %s (label %s) lacks %s",
-			m.device, label(m.label), strings.Join(m.missing, ", "))
+		return nil, incomplete[0].incomplete()
 	}
 	var others []string // what the other bundles are
 	for _, m := range bundles {
@@ -201,28 +218,75 @@ func chooseBundle(ctx context.Context, h *host.Host, media []medium, want, progr
 		WithHint("Attach the ISO of the cluster's Kubernetes version and detach the others.")
 }
 
+// incomplete says what a binaries ISO lacks.
+func (m medium) incomplete() error {
+	name := fmt.Sprintf("the binaries ISO in %s (label %s)", m.device, label(m.label))
+	lacks := "lacks " + strings.Join(m.missing, ", ")
+	switch {
+	case m.cutOff == "":
+		return fault.New(fault.ISOIncomplete, "%s %s", name, lacks)
+	case len(m.missing) == 0:
+		return fault.New(fault.ISOTruncated, "%s is cut off: %s", name, m.cutOff)
+	}
+	return fault.New(fault.ISOTruncated, "%s is cut off: %s; it %s", name, m.cutOff, lacks)
+}
+
 // openBundle mounts a bundle and installs its kubeadm as program to learn the version.
 func openBundle(ctx context.Context, h *host.Host, m medium, program string) (*Bundle, error) {
-	if err := mountISO(h, m.device); err != nil {
-		return nil, fault.Wrap(fault.ISOInvalid, err, "cannot mount the binaries ISO in %s", m.device)
+	if err := mountISO(ctx, h, m.device); err != nil {
+		return nil, withCode(fault.ISOInvalid, err, "cannot mount the binaries ISO in %s", m.device)
 	}
-	bundle := &Bundle{Device: m.device, Label: m.label, Dir: isoFolder, Images: m.images}
+	bundle := &Bundle{Device: m.device, Label: m.label, Dir: isoFolder, Images: m.images, descriptor: m.descriptor}
 	err := func() error {
-		files, err := os.OpenRoot(h.Path(bundle.Dir))
+		files, err := bundle.open(ctx, h)
 		if err != nil {
 			return err
 		}
 		defer files.Close()
-		if _, err := installProgram(h, files.FS(), "k8s/kubeadm", program); err != nil {
+		if bundle.sums, err = readSums(files); err != nil {
+			return err
+		}
+		files.sums = bundle.sums
+		if _, err := installProgram(h, files, "k8s/kubeadm", program); err != nil {
 			return err
 		}
 		bundle.Version, err = installedVersion(ctx, h, program)
 		return err
 	}()
 	if err != nil {
-		return nil, fault.Wrap(fault.InstallFailed, errors.Join(err, bundle.Release(h, false)), "cannot install the kubeadm of the ISO in %s", m.device)
+		err = errors.Join(bundle.checkMedium(ctx, h, err), bundle.Release(h, false))
+		return nil, withCode(fault.InstallFailed, err, "cannot use the binaries ISO in %s", m.device)
 	}
 	return bundle, nil
+}
+
+// open opens the mounted ISO's files; they are to be closed before Release.
+func (b *Bundle) open(ctx context.Context, h *host.Host) (*isoFiles, error) {
+	files, err := openISOFiles(ctx, h.Path(b.Dir), "the binaries ISO in "+b.Device, b.readLimit)
+	if err == nil {
+		files.sums = b.sums
+	}
+	return files, err
+}
+
+// checkMedium says so when another medium is in the drive than the one that was
+// chosen. err is what came of reading it, nil for nothing; else it is returned.
+func (b *Bundle) checkMedium(ctx context.Context, h *host.Host, err error) error {
+	if b.descriptor == nil || ctx.Err() != nil || isStalled(err) {
+		return err
+	}
+	now, failed := readDescriptor(ctx, h.Path(b.Device))
+	switch {
+	case failed == nil && !bytes.Equal(now.sector, b.descriptor):
+		what := "a medium that is no ISO"
+		if name, ok := parseDescriptor(now.sector); ok {
+			what = fmt.Sprintf("another ISO (label %s)", label(name))
+		}
+		return fault.Wrap(fault.ISOChanged, err, "%s took the binaries ISO's place in %s while it was read", what, b.Device)
+	case err != nil && errors.Is(failed, unix.ENOMEDIUM):
+		return fault.Wrap(fault.ISOChanged, err, "the binaries ISO was taken out of %s while it was read", b.Device)
+	}
+	return err
 }
 
 // Release unmounts the ISO. With eject it also opens the drive, which VMware
@@ -249,12 +313,15 @@ func (b *Bundle) Release(h *host.Host, eject bool) error {
 
 // mountISO mounts a device at isoFolder in place of what is there: a run that
 // was killed may have left an ISO mounted.
-func mountISO(h *host.Host, device string) error {
+func mountISO(ctx context.Context, h *host.Host, device string) error {
 	target := h.Path(isoFolder)
 	if err := h.Kernel.Unmount(target); err != nil {
 		return err
 	}
-	return h.Kernel.MountReadOnly(device, target, "iso9660")
+	_, err := bounded(ctx, readLimit, func() (struct{}, error) {
+		return struct{}{}, h.Kernel.MountReadOnly(device, target, "iso9660")
+	})
+	return err
 }
 
 // scanMedia looks into every block device.
@@ -266,6 +333,11 @@ func scanMedia(ctx context.Context, h *host.Host) ([]medium, error) {
 	var media []medium
 	for _, device := range devices {
 		m, ok := readMedium(ctx, h, device)
+		// What stalled when its descriptor did not may still come and be mounted over
+		// what is used in its place.
+		if m.stalled {
+			return nil, fault.Wrap(fault.ISOStalled, m.err, "cannot look into %s", device)
+		}
 		if ok || (host.IsOptical(device) && m.kind == mediumNone) {
 			media = append(media, m)
 		}
@@ -276,7 +348,7 @@ func scanMedia(ctx context.Context, h *host.Host) ([]medium, error) {
 // readMedium says what a device holds; ok is false when it is no ISO.
 func readMedium(ctx context.Context, h *host.Host, device string) (m medium, ok bool) {
 	m = medium{device: device}
-	descriptor, err := readDescriptor(ctx, h.Path(device))
+	found, err := readDescriptor(ctx, h.Path(device))
 	switch {
 	case err != nil && (errors.Is(err, unix.ENOMEDIUM) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO)):
 		return m, false
@@ -286,24 +358,37 @@ func readMedium(ctx context.Context, h *host.Host, device string) (m medium, ok 
 	case err != nil:
 		return medium{device: device, kind: mediumUnreadable, err: err}, false
 	}
-	if m.label, ok = parseDescriptor(descriptor); !ok {
+	if m.label, ok = parseDescriptor(found.sector); !ok {
 		m.kind = mediumOther
 		return m, false
 	}
-	if err := mountISO(h, device); err != nil {
-		m.kind, m.err = mediumUnreadable, err
-		return m, true
+	m.descriptor = found.sector
+	if says := volumeBytes(found.sector); says > found.bytes {
+		m.cutOff = fmt.Sprintf("%d of %d bytes are there", found.bytes, says)
 	}
-	if root, err := os.OpenRoot(h.Path(isoFolder)); err != nil {
-		m.kind, m.err = mediumUnreadable, err
-	} else {
-		m.kind, m.missing, m.images = judge(root.FS())
-		root.Close()
-	}
-	if err := h.Kernel.Unmount(h.Path(isoFolder)); err != nil {
-		m.kind, m.err = mediumUnreadable, err
+	if m.err = m.look(ctx, h); m.err != nil {
+		m.kind, m.stalled = mediumUnreadable, isStalled(m.err)
+		if m.cutOff != "" {
+			m.err = fmt.Errorf("%s: %w", m.cutOff, m.err)
+		}
 	}
 	return m, true
+}
+
+// look mounts an ISO to see whether it is a binaries ISO.
+func (m *medium) look(ctx context.Context, h *host.Host) error {
+	if err := mountISO(ctx, h, m.device); err != nil {
+		return err
+	}
+	files, err := openISOFiles(ctx, h.Path(isoFolder), "the ISO in "+m.device, 0)
+	if err == nil {
+		m.kind, m.missing, m.images, err = judge(files)
+		files.Close()
+	}
+	if m.kind == mediumBundle && m.cutOff != "" {
+		m.kind = mediumIncomplete
+	}
+	return errors.Join(err, h.Kernel.Unmount(h.Path(isoFolder)))
 }
 
 // Where ECMA-119 puts the primary volume descriptor, and what is in it.
@@ -315,41 +400,44 @@ const (
 	stallLimit       = 20 * time.Second
 )
 
+// start is the beginning of a device, as far as it tells an ISO.
+type start struct {
+	sector []byte // the descriptor's
+	bytes  int64  // of the whole device
+}
+
 // readDescriptor reads the descriptor's sector. A device that does not answer
 // within stallLimit is an error: the host's storage may hang (pain-point C14).
-func readDescriptor(ctx context.Context, path string) ([]byte, error) {
-	type result struct {
-		data []byte
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
+func readDescriptor(ctx context.Context, path string) (start, error) {
+	return bounded(ctx, stallLimit, func() (start, error) {
 		file, err := os.Open(path)
 		if err != nil {
-			done <- result{nil, err}
-			return
+			return start{}, err
 		}
 		defer file.Close()
-		data := make([]byte, descriptorBytes)
-		n, err := file.ReadAt(data, descriptorOffset)
+		size, err := file.Seek(0, io.SeekEnd)
+		if err != nil {
+			return start{}, err
+		}
+		// From the medium, not from what is remembered of it.
+		_ = unix.Fadvise(int(file.Fd()), descriptorOffset, descriptorBytes, unix.FADV_DONTNEED)
+		sector := make([]byte, descriptorBytes)
+		n, err := file.ReadAt(sector, descriptorOffset)
 		if errors.Is(err, io.EOF) {
 			err = nil // too small for an ISO: what there is tells
 		}
-		done <- result{data[:n], err}
-	}()
-	ctx, cancel := context.WithTimeoutCause(ctx, stallLimit, fmt.Errorf("no answer for %v", stallLimit))
-	defer cancel()
-	select {
-	case r := <-done:
-		return r.data, r.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
+		return start{sector[:n], size}, err
+	})
+}
+
+// volumeBytes is how large a volume says it is: 8.4.8 and 8.4.12 of ECMA-119.
+func volumeBytes(descriptor []byte) int64 {
+	return int64(binary.LittleEndian.Uint32(descriptor[80:])) * int64(binary.LittleEndian.Uint16(descriptor[128:]))
 }
 
 // parseDescriptor reads the volume label of a primary volume descriptor.
 func parseDescriptor(data []byte) (label string, ok bool) {
-	if len(data) < labelOffset+labelBytes || data[0] != 1 || string(data[1:6]) != "CD001" {
+	if len(data) < descriptorBytes || data[0] != 1 || string(data[1:6]) != "CD001" {
 		return "", false
 	}
 	text := bytes.Trim(data[labelOffset:labelOffset+labelBytes], " \x00")
@@ -370,20 +458,29 @@ var neededFiles = [...]string{
 }
 
 // judge tells a binaries ISO by its files.
-func judge(files fs.FS) (kind mediumKind, missing []string, images []ImageFile) {
-	if !isFolder(files, "k8s") && !isFolder(files, "docker") {
-		return mediumOther, nil, nil
+func judge(files fs.FS) (kind mediumKind, missing []string, images []ImageFile, err error) {
+	root, err := fs.ReadDir(files, ".")
+	if err != nil {
+		return mediumUnreadable, nil, nil, err
+	}
+	if !hasFolder(root, "k8s") && !hasFolder(root, "docker") {
+		return mediumOther, nil, nil, nil
 	}
 	for _, pattern := range neededFiles {
-		names, _ := fs.Glob(files, pattern)
+		names, err := matching(files, pattern)
+		if err != nil {
+			return mediumUnreadable, nil, nil, err
+		}
 		if len(names) == 0 {
 			missing = append(missing, pattern)
 		}
 		for _, name := range names {
 			info, err := fs.Stat(files, name)
 			switch {
+			case errors.Is(err, fs.ErrNotExist):
+				missing = append(missing, name+" (a link to nowhere)")
 			case err != nil:
-				missing = append(missing, fmt.Sprintf("%s (%v)", name, err))
+				return mediumUnreadable, nil, nil, err
 			case !info.Mode().IsRegular() || info.Size() == 0:
 				missing = append(missing, name+" (empty)")
 			case pattern == "docker/*.tar":
@@ -392,12 +489,30 @@ func judge(files fs.FS) (kind mediumKind, missing []string, images []ImageFile) 
 		}
 	}
 	if len(missing) > 0 {
-		return mediumIncomplete, missing, nil
+		return mediumIncomplete, missing, images, nil
 	}
-	return mediumBundle, nil, slices.Clip(images)
+	return mediumBundle, nil, slices.Clip(images), nil
 }
 
-func isFolder(files fs.FS, name string) bool {
-	info, err := fs.Stat(files, name)
-	return err == nil && info.IsDir()
+// matching returns the names that match a pattern with wildcards in its last part
+// only. Unlike fs.Glob it does not take what cannot be read for missing.
+func matching(files fs.FS, pattern string) ([]string, error) {
+	entries, err := fs.ReadDir(files, path.Dir(pattern))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var names []string
+	for _, entry := range entries {
+		name := path.Join(path.Dir(pattern), entry.Name())
+		if ok, err := path.Match(pattern, name); err != nil {
+			return nil, err
+		} else if ok {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+func hasFolder(entries []fs.DirEntry, name string) bool {
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == name && e.IsDir() })
 }

@@ -239,10 +239,10 @@ func TestFindISOAgainWithTheISOMounted(t *testing.T) {
 
 func TestJudge(t *testing.T) {
 	t.Parallel()
-	if kind, _, _ := judge(fstest.MapFS{"k8s": &fstest.MapFile{Data: []byte("a file")}}); kind != mediumOther {
+	if kind, _, _, _ := judge(fstest.MapFS{"k8s": &fstest.MapFile{Data: []byte("a file")}}); kind != mediumOther {
 		t.Errorf("an ISO with a file k8s is of kind %d, want other", kind)
 	}
-	kind, missing, _ := judge(fstest.MapFS{"docker/a.tar": &fstest.MapFile{Data: []byte("x")}})
+	kind, missing, _, _ := judge(fstest.MapFS{"docker/a.tar": &fstest.MapFile{Data: []byte("x")}})
 	if kind != mediumIncomplete || len(missing) != len(neededFiles)-1 {
 		t.Errorf("an ISO with images only is of kind %d and lacks %q, want all but those", kind, missing)
 	}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path"
 	"runtime"
 	"slices"
@@ -40,10 +39,11 @@ const (
 // ImportImages gives containerd the ISO's images, unpacked and under the names
 // the kubelet asks for: several archives at a time, the largest first. Images
 // that are there whole are passed over, so a repeated call does what is left, and so
-// are those of leave. Then it looks whether all images of want (see Images) are there.
-// Errors are
-// fault.ImageImportFailed, or fault.ISOInvalid for a damaged archive, which name
-// every archive that failed, and fault.ImageMissing, which names every image.
+// are those of leave. Where the ISO has a manifest no image gets a name before the
+// archive it is in is known to be the one listed. Then it looks whether all images of
+// want (see Images) are there. Errors are fault.ImageImportFailed, or those of Install
+// where the ISO is to blame, which name every archive that failed, and
+// fault.ImageMissing, which names every image.
 func ImportImages(ctx context.Context, h *host.Host, bundle *Bundle, want, leave []string, report host.Report) error {
 	return importImages(ctx, h, bundle, want, leave, say(report), h.Path(CRISocket), defaults.DefaultSnapshotter)
 }
@@ -54,11 +54,11 @@ func importImages(ctx context.Context, h *host.Host, bundle *Bundle, want, leave
 		return fault.Wrap(fault.ImageImportFailed, err, "cannot reach containerd over %s", socket)
 	}
 	defer client.Close()
-	root, err := os.OpenRoot(h.Path(bundle.Dir))
+	iso, err := bundle.open(ctx, h)
 	if err != nil {
-		return fault.Wrap(fault.ImageImportFailed, err, "cannot read the binaries ISO")
+		return withCode(fault.ImageImportFailed, err, "cannot read the binaries ISO")
 	}
-	defer root.Close()
+	defer iso.Close()
 
 	files := slices.SortedFunc(slices.Values(bundle.Images), func(a, b ImageFile) int { return cmp.Compare(b.Bytes, a.Bytes) })
 	i := &importer{client: client, leave: leave, snapshotter: snapshotter, platform: platforms.Default(), progress: newProgress(files)}
@@ -69,7 +69,7 @@ func importImages(ctx context.Context, h *host.Host, bundle *Bundle, want, leave
 	problems := make([]error, len(files))
 	for at, file := range files {
 		group.Go(func() error {
-			if problems[at] = i.importFile(ctx, root, file); problems[at] != nil {
+			if problems[at] = i.importFile(ctx, iso, file); problems[at] != nil {
 				problems[at] = fmt.Errorf("docker/%s: %w", file.Name, problems[at])
 			}
 			return nil
@@ -80,8 +80,11 @@ func importImages(ctx context.Context, h *host.Host, bundle *Bundle, want, leave
 	if err := context.Cause(ctx); err != nil {
 		return fault.Wrap(fault.ImageImportFailed, err, "cannot import the images of the binaries ISO: %s", i.progress)
 	}
-	if err := errors.Join(problems...); err != nil {
-		return fault.Join(fault.ImageImportFailed, problems)
+	if err = errors.Join(problems...); err != nil {
+		err = fault.Join(fault.ImageImportFailed, problems)
+	}
+	if err := bundle.checkMedium(ctx, h, err); err != nil {
+		return err
 	}
 	return i.checkImages(ctx, want)
 }
@@ -129,18 +132,29 @@ type importer struct {
 }
 
 // importFile imports the images of one archive.
-func (i *importer) importFile(ctx context.Context, root *os.Root, file ImageFile) error {
+func (i *importer) importFile(ctx context.Context, iso *isoFiles, file ImageFile) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	tarball, err := root.Open(path.Join("docker", file.Name))
+	name := path.Join("docker", file.Name)
+	opened, err := iso.Open(name)
 	if err != nil {
 		return err
 	}
-	defer tarball.Close()
+	defer opened.Close()
+	verified := sync.OnceValue(func() error { return iso.verify(name) })
+	err = i.importArchive(ctx, opened.(*isoFile), file, verified)
+	if err != nil && ctx.Err() == nil && !isStalled(err) {
+		// That the archive is not the one listed explains all else.
+		err = cmp.Or(verified(), err)
+	}
+	return err
+}
+
+func (i *importer) importArchive(ctx context.Context, tarball io.ReaderAt, file ImageFile, verified func() error) error {
 	found, err := readArchive(tarball, file.Bytes, i.platform)
 	if err != nil {
-		return fault.Wrap(fault.ISOInvalid, err, "cannot use it")
+		return withCode(fault.ISOInvalid, err, "cannot use it")
 	}
 	transferred := int64(0)
 	for _, image := range found {
@@ -154,7 +168,8 @@ func (i *importer) importFile(ctx context.Context, root *os.Root, file ImageFile
 		if complete {
 			continue
 		}
-		sent, err := i.importImage(ctx, image)
+		go verified() // while it is sent
+		sent, err := i.importImage(ctx, image, verified)
 		transferred += sent
 		if err != nil {
 			return fmt.Errorf("image %s: %w", image.names[0], err)
@@ -196,8 +211,9 @@ func (i *importer) imageOf(image archivedImage) containerd.Image {
 	return containerd.NewImageWithPlatform(i.client, images.Image{Name: image.names[0], Target: image.target}, i.platform)
 }
 
-// importImage returns how many bytes of blobs it sent.
-func (i *importer) importImage(ctx context.Context, image archivedImage) (sent int64, err error) {
+// importImage returns how many bytes of blobs it sent. The image gets its names when
+// verified has returned nil.
+func (i *importer) importImage(ctx context.Context, image archivedImage, verified func() error) (sent int64, err error) {
 	// Until the image refers to them, the lease keeps the blobs from containerd's
 	// garbage collector; one left by a kill expires by itself.
 	ctx, done, err := i.client.WithLease(ctx)
@@ -224,6 +240,9 @@ func (i *importer) importImage(ctx context.Context, image archivedImage) (sent i
 	labelled := images.SetChildrenLabels(store, images.FilterPlatforms(images.HandlerFunc(children), i.platform))
 	if err := images.Walk(ctx, labelled, image.target); err != nil {
 		return sent, fmt.Errorf("cannot tie its parts together: %w", err)
+	}
+	if err := verified(); err != nil {
+		return sent, err
 	}
 	for _, name := range image.names {
 		if err := i.name(ctx, name, image.target); err != nil {

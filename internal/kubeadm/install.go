@@ -5,6 +5,7 @@ package kubeadm
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -35,16 +36,16 @@ const (
 // Install copies the ISO's programs, units and manifests to where CloudStack's
 // scripts expect them and enables the kubelet without starting it: kubeadm does
 // that (pain-point K13). Content that is there already is not written again, and
-// systemd is told to reload only when a unit file changed (S5). It reports
-// whether anything changed. Errors are fault.ISOInvalid, where the ISO is to
-// blame, and fault.InstallFailed; all problems at once.
+// systemd is told to reload only when a unit file changed (S5). Where the ISO has a
+// manifest nothing takes effect that is not what it lists. It reports whether anything
+// changed. Errors are fault.ISOInvalid, ISOChecksum, ISOUnreadable, ISOStalled or
+// ISOChanged, where the ISO is to blame, and fault.InstallFailed; all problems at once.
 func Install(ctx context.Context, h *host.Host, bundle *Bundle) (changed bool, err error) {
-	root, err := os.OpenRoot(h.Path(bundle.Dir))
+	files, err := bundle.open(ctx, h)
 	if err != nil {
-		return false, fault.Wrap(fault.InstallFailed, err, "cannot read the binaries ISO")
+		return false, withCode(fault.InstallFailed, err, "cannot read the binaries ISO")
 	}
-	defer root.Close()
-	files := root.FS()
+	defer files.Close()
 
 	tasks := []func() (bool, error){
 		func() (bool, error) { return installProgram(h, files, "k8s/kubeadm", Kubeadm) },
@@ -73,15 +74,15 @@ func Install(ctx context.Context, h *host.Host, bundle *Bundle) (changed bool, e
 	for _, change := range changes {
 		changed = changed || change
 	}
-	if err := errors.Join(problems...); err != nil {
-		return changed, fault.Join(fault.InstallFailed, problems)
+	if err = errors.Join(problems...); err != nil {
+		err = fault.Join(fault.InstallFailed, problems)
 	}
-	return changed, nil
+	return changed, bundle.checkMedium(ctx, h, err)
 }
 
 // installProgram copies a program of the ISO, after a look at whether this
 // machine can run it.
-func installProgram(h *host.Host, files fs.FS, name, target string) (changed bool, err error) {
+func installProgram(h *host.Host, files *isoFiles, name, target string) (changed bool, err error) {
 	file, err := files.Open(name)
 	if err != nil {
 		return false, fmt.Errorf("cannot install %s: %w", target, err)
@@ -103,32 +104,39 @@ func installProgram(h *host.Host, files fs.FS, name, target string) (changed boo
 	return true, h.WriteFrom(target, io.MultiReader(bytes.NewReader(head), file), 0o755)
 }
 
-// checkProgram reads an ELF header and says when it is not one of architecture
-// arch (Go's name).
+// checkProgram says when a program that begins with head is not one of architecture
+// arch.
 func checkProgram(head []byte, arch string) error {
-	machines := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
-	if len(head) < 20 || string(head[:4]) != elf.ELFMAG {
-		return fmt.Errorf("it is no program: it begins with %q", head[:min(len(head), 16)])
+	built, err := programArch(head)
+	if err == nil && built != arch {
+		err = fmt.Errorf("it is built for %s, this machine is %s", built, arch)
 	}
-	machine := elf.Machine(uint16(head[18]) | uint16(head[19])<<8)
-	if machine == machines[arch] {
-		return nil
-	}
-	for name, known := range machines {
-		if known == machine {
-			return fmt.Errorf("it is built for %s, this machine is %s", name, arch)
-		}
-	}
-	return fmt.Errorf("it is built for %s, this machine is %s", machine, arch)
+	return err
 }
 
-// sameContent compares a file of the ISO with an installed program.
-func sameContent(h *host.Host, files fs.FS, name, target string) (bool, error) {
+// programArch reads the architecture, by Go's name, from an ELF header.
+func programArch(head []byte) (string, error) {
+	if len(head) < 20 || string(head[:4]) != elf.ELFMAG {
+		return "", fmt.Errorf("it is no program: it begins with %q", head[:min(len(head), 16)])
+	}
+	switch machine := elf.Machine(uint16(head[18]) | uint16(head[19])<<8); machine {
+	case elf.EM_X86_64:
+		return "amd64", nil
+	case elf.EM_AARCH64:
+		return "arm64", nil
+	default:
+		return machine.String(), nil
+	}
+}
+
+// sameContent compares a file of the ISO with an installed program; where the
+// manifest has the file's sum the ISO need not be read.
+func sameContent(h *host.Host, files *isoFiles, name, target string) (bool, error) {
 	info, err := os.Lstat(h.Path(target))
 	if err != nil || info.Mode() != 0o755 {
 		return false, nil
 	}
-	want, err := fs.Stat(files, name)
+	want, err := files.Stat(name)
 	if err != nil || info.Size() != want.Size() {
 		return false, err
 	}
@@ -137,6 +145,11 @@ func sameContent(h *host.Host, files fs.FS, name, target string) (bool, error) {
 		return false, err
 	}
 	defer installed.Close()
+	if listed, ok := files.sums[name]; ok {
+		hash := sha256.New()
+		_, err := io.Copy(hash, installed)
+		return sum(hash.Sum(nil)) == listed, err
+	}
 	source, err := files.Open(name)
 	if err != nil {
 		return false, err
@@ -165,8 +178,8 @@ func sameBytes(a, b io.Reader) (bool, error) {
 }
 
 // installArchive unpacks the archives whose names match pattern.
-func installArchive(h *host.Host, files fs.FS, pattern, folder string) (changed bool, err error) {
-	names, err := fs.Glob(files, pattern)
+func installArchive(h *host.Host, files *isoFiles, pattern, folder string) (changed bool, err error) {
+	names, err := matching(files, pattern)
 	if err != nil {
 		return false, err
 	}
@@ -174,6 +187,11 @@ func installArchive(h *host.Host, files fs.FS, pattern, folder string) (changed 
 		names = slices.DeleteFunc(names, func(name string) bool { return !strings.Contains(name, runtime.GOARCH) })
 	}
 	for _, name := range names {
+		// Its files go to their places while it is read: so it is read twice, the
+		// second time out of the kernel's memory, and looked at both times.
+		if err := files.verify(name); err != nil {
+			return changed, fmt.Errorf("cannot install %s: %w", name, err)
+		}
 		file, err := files.Open(name)
 		if err != nil {
 			return changed, fmt.Errorf("cannot install %s: %w", name, err)
@@ -185,12 +203,15 @@ func installArchive(h *host.Host, files fs.FS, pattern, folder string) (changed 
 			changed = changed || wrote
 			return failed
 		})
+		if err == nil {
+			_, err = io.Copy(io.Discard, file)
+		}
 		file.Close()
 		if failed != nil {
 			return changed, failed
 		}
 		if err != nil {
-			return changed, fault.Wrap(fault.ISOInvalid, err, "cannot use %s of the binaries ISO", name)
+			return changed, withCode(fault.ISOInvalid, err, "cannot use %s of the binaries ISO", name)
 		}
 	}
 	return changed, nil
@@ -207,15 +228,17 @@ var manifestCopies = map[string]string{
 
 // installManifests keeps the ISO's manifests on disk: the ISO may be gone when
 // they are applied, and /tmp does not survive a reboot (pain-point C17).
-func installManifests(h *host.Host, files fs.FS) (changed bool, err error) {
-	names, err := fs.Glob(files, "*.yaml")
+func installManifests(h *host.Host, files *isoFiles) (changed bool, err error) {
+	names, err := matching(files, "*.yaml")
 	if err != nil {
 		return false, err
 	}
+	var problems []error
 	for _, name := range names {
 		content, err := readSmall(files, name)
 		if err != nil {
-			return changed, err
+			problems = append(problems, err)
+			continue
 		}
 		targets := []string{path.Join(Manifests, name)}
 		if copied, ok := manifestCopies[name]; ok {
@@ -229,40 +252,40 @@ func installManifests(h *host.Host, files fs.FS) (changed bool, err error) {
 			}
 		}
 	}
+	if len(problems) > 0 {
+		return changed, fault.Join(fault.InstallFailed, problems)
+	}
 	return changed, nil
 }
 
-func readSmall(files fs.FS, name string) ([]byte, error) {
-	file, err := files.Open(name)
+func readSmall(files *isoFiles, name string) ([]byte, error) {
+	content, err := readBounded(files, name, host.MaxFile)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read %s of the binaries ISO: %w", name, err)
-	}
-	defer file.Close()
-	content, err := io.ReadAll(io.LimitReader(file, host.MaxFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("cannot read %s of the binaries ISO: %w", name, err)
-	}
-	if len(content) > host.MaxFile {
-		return nil, fault.New(fault.ISOInvalid, "cannot use %s of the binaries ISO: larger than %d bytes", name, host.MaxFile)
+		return nil, withCode(fault.InstallFailed, err, "cannot use %s of the binaries ISO", name)
 	}
 	return content, nil
 }
 
 // installUnits installs the kubelet's unit and enables it.
-func installUnits(ctx context.Context, h *host.Host, files fs.FS) (changed bool, err error) {
+func installUnits(ctx context.Context, h *host.Host, files *isoFiles) (changed bool, err error) {
 	contents := map[string][]byte{}
+	var problems []error
 	for name, target := range map[string]string{
 		"kubelet.service": "/etc/systemd/system/" + kubeletUnit,
 		"10-kubeadm.conf": "/etc/systemd/system/" + kubeletUnit + ".d/10-kubeadm.conf",
 	} {
 		content, err := readSmall(files, name)
 		if err != nil {
-			return false, err
+			problems = append(problems, err)
+			continue
 		}
 		content = bytes.ReplaceAll(content, []byte("/usr/bin/kube"), []byte(binFolder+"/kube"))
 		if old, err := h.ReadFile(target); err != nil || !bytes.Equal(old, content) {
 			contents[target] = content
 		}
+	}
+	if len(problems) > 0 {
+		return false, fault.Join(fault.InstallFailed, problems)
 	}
 	if len(contents) > 0 {
 		if _, err := h.WriteFile(reloadPending, nil, 0o600); err != nil {

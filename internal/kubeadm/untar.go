@@ -35,6 +35,10 @@ func untar(archive io.Reader, each func(name string, mode fs.FileMode, content [
 	for count := 0; ; count++ {
 		entry, err := entries.Next()
 		if errors.Is(err, io.EOF) {
+			// gzip's checksum comes last.
+			if _, err := io.Copy(io.Discard, io.LimitReader(unzipped, maxTarTotal)); err != nil {
+				return fmt.Errorf("cannot unpack it: %w", err)
+			}
 			return nil
 		}
 		if err != nil {

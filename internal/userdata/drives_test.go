@@ -296,7 +296,7 @@ func TestFetchBrokenMedium(t *testing.T) {
 	attach(t, m, "sr0", "")
 	m.Write("/dev/sr0", string(image[:30*2048]))
 	_, err = Fetch(t.Context(), m.Host(), FetchOptions{BaseURLs: nowhere(), Timeout: time.Second}, quiet)
-	if err == nil || !strings.Contains(err.Error(), "config drive /dev/sr0 (label config-2): cannot be read: unexpected EOF") {
+	if err == nil || !strings.Contains(err.Error(), "config drive /dev/sr0 (label config-2): cannot be read: the medium ends too early") {
 		t.Errorf("error %v, want that the config drive cannot be read", err)
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"nodeagent/internal/iso9660"
 )
 
 // runTool runs a program that makes or judges images.
@@ -287,13 +289,13 @@ func TestBrokenVolumes(t *testing.T) {
 			tryVolume(bytes.NewReader(image[:cut]))
 		}
 	}
-	// The Joliet root's folder: a record that reaches behind the folder's end.
+	// The root folder: a record that reaches behind the folder's end.
 	damaged := bytes.Clone(iso)
 	v, err := openISO(bytes.NewReader(damaged))
 	if err != nil {
 		t.Fatal(err)
 	}
-	damaged[int(v.top.start)*isoSector] = 33
+	damaged[int(v.root().start)*iso9660.Sector] = 33
 	if _, err := readVolume(v, "openstack", 1); err == nil || !strings.Contains(err.Error(), "damaged") {
 		t.Errorf("a damaged record: error %v", err)
 	}
