@@ -60,6 +60,7 @@ func checkGates(ctx context.Context, h *host.Host, nodeName string, instance *ag
 			return detail, notOK(ready, detail, err)
 		})},
 		{name: "dashboard", cluster: true, probe: asking(h, kubeadm.OpenAPI, func(api *kubeadm.API) (string, error) { return probeDashboard(ctx, api) })},
+		{name: "etcd", cluster: true, probe: func(context.Context) (string, error) { return kubeadm.EtcdHealthy(ctx, h) }},
 		{name: "success", probe: func(context.Context) (string, error) {
 			text, err := h.ReadFile(successFile)
 			if err == nil && strings.TrimSpace(string(text)) != "true" {
@@ -68,12 +69,16 @@ func checkGates(ctx context.Context, h *host.Host, nodeName string, instance *ag
 			return successFile, err
 		}},
 	}
+	mode := ""
 	if instance != nil {
-		// The server asks only control nodes for the cluster, and an etcd node has
-		// no marker.
-		asked := map[string][]string{"join": {"ssh", "node-ready", "success"}, "etcd": {"ssh"}, "none": {"ssh"}}[instance.Mode]
-		checks = slices.DeleteFunc(checks, func(c check) bool { return asked != nil && !slices.Contains(asked, c.name) })
+		mode = instance.Mode
 	}
+	// The server asks only control nodes for the cluster, and of an etcd node no more
+	// than ssh; but the control plane needs its etcd.
+	asked := map[string][]string{"join": {"ssh", "node-ready", "success"}, "etcd": {"ssh", "etcd"}, "none": {"ssh"}}[mode]
+	checks = slices.DeleteFunc(checks, func(c check) bool {
+		return asked != nil && !slices.Contains(asked, c.name) || asked == nil && c.name == "etcd"
+	})
 	return runChecks(ctx, checks)
 }
 

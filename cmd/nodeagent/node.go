@@ -96,7 +96,9 @@ func (n *node) ownsNode() bool { return n.role.Owner == roles.NodeAgent }
 // ssh. On the roles of CloudStack's own scripts these do, after their firewall.
 func (n *node) ownsSSH() bool { return n.role.Owner != roles.CloudStack }
 
-func (n *node) makesKubernetes() bool {
+// makes says whether nodeagent itself makes this machine a node, of Kubernetes or of
+// etcd alone.
+func (n *node) makes() bool {
 	if !n.ownsNode() {
 		return false
 	}
@@ -104,6 +106,18 @@ func (n *node) makesKubernetes() bool {
 		return n.instance != nil && n.instance.By == userdata.HandoverNodeagent
 	}
 	return n.intent.Handover == userdata.HandoverNodeagent
+}
+
+func (n *node) makesKubernetes() bool { return n.makes() && n.mode() != userdata.ModeEtcd }
+
+func (n *node) makesEtcd() bool { return n.makes() && n.mode() == userdata.ModeEtcd }
+
+// mode is what the machine is to become, or was made by an earlier boot.
+func (n *node) mode() userdata.Mode {
+	if n.provisioned && n.instance != nil {
+		return userdata.Mode(n.instance.Mode)
+	}
+	return n.intent.Mode
 }
 
 // handedOver says that an earlier boot has left this machine's making to cloud-init.
@@ -610,6 +624,10 @@ func (n *node) findISO(ctx context.Context, report host.Report) (agent.Result, e
 }
 
 func (n *node) install(ctx context.Context, _ host.Report) (agent.Result, error) {
+	if n.makesEtcd() {
+		changed, err := kubeadm.InstallEtcd(ctx, n.host, n.bundle)
+		return changedNote("etcd and its tools", changed), err
+	}
 	changed, err := kubeadm.Install(ctx, n.host, n.bundle)
 	return changedNote("programs and units, "+n.bundle.Verification(), changed), err
 }
@@ -686,6 +704,8 @@ func (n *node) initPlan() kubeadm.InitPlan {
 		TokenTTL:         n.intent.TokenTTL,
 		CertificateKey:   n.intent.CertificateKey,
 		UploadCerts:      n.intent.UploadCerts,
+		ExternalEtcd:     n.intent.ExternalEtcd,
+		Documents:        n.intent.KubeadmDocuments,
 		Flags:            n.intent.KubeadmFlags(),
 	}
 }
@@ -702,15 +722,16 @@ func (n *node) joinPlan() kubeadm.JoinPlan {
 		ControlPlane:      n.intent.Mode == userdata.ModeJoinControlPlane,
 		AdvertiseAddress:  n.address().String(),
 		CertificateKey:    n.intent.CertificateKey,
+		Documents:         n.intent.KubeadmDocuments,
 		Flags:             n.intent.KubeadmFlags(),
 	}
 }
 
 // joinPatience is how long a node that joins waits for its cluster: CloudStack
 // starts all machines of a cluster before it attaches the first ISO, and gives the
-// whole an hour.
+// whole an hour. One whose etcd is elsewhere waits for that.
 func (n *node) joinPatience() time.Duration {
-	if n.intent.Joins() {
+	if n.intent.Joins() || len(n.intent.ExternalEtcd) > 0 {
 		return 75 * time.Minute
 	}
 	return 0
@@ -718,8 +739,7 @@ func (n *node) joinPatience() time.Duration {
 
 func (n *node) runKubeadm(ctx context.Context, report host.Report) (agent.Result, error) {
 	if !n.intent.Joins() {
-		err := kubeadm.Init(ctx, n.host, n.initPlan(), report)
-		return agent.Result{Note: "control plane " + n.version()}, err
+		return n.runInit(ctx, report)
 	}
 	plan := n.joinPlan()
 	ca, err := kubeadm.Join(ctx, n.host, plan, report)
@@ -732,6 +752,53 @@ func (n *node) runKubeadm(ctx context.Context, report host.Report) (agent.Result
 		result.Note += "; CA not verified, it was " + ca.Hash
 	}
 	return result, err
+}
+
+func (n *node) runInit(ctx context.Context, report host.Report) (agent.Result, error) {
+	plan, result := n.initPlan(), agent.Result{Note: "control plane " + n.version()}
+	down, err := kubeadm.AwaitExternalEtcd(ctx, n.host, plan, report)
+	if err != nil {
+		return result, err
+	}
+	if len(n.intent.ExternalEtcd) > 0 {
+		result.Note += " on etcd at " + strings.Join(n.intent.ExternalEtcd, ", ")
+	}
+	if len(down) > 0 {
+		result.Warnings = append(result.Warnings, fault.New(fault.EtcdUnhealthy, "not all of etcd is healthy: %s", strings.Join(down, ", ")))
+		// kubeadm would not begin without one of them.
+		plan.Flags = append(plan.Flags, "--ignore-preflight-errors=ExternalEtcdVersion")
+	}
+	result.Warnings = append(result.Warnings, unencrypted(n.intent.ExternalEtcd)...)
+	return result, kubeadm.Init(ctx, n.host, plan, report)
+}
+
+// unencrypted warns of those URLs of etcd that anybody in the network can listen to.
+func unencrypted(urls []string) []error {
+	plain := slices.DeleteFunc(slices.Clone(urls), func(url string) bool { return !strings.HasPrefix(url, "http://") })
+	if len(plain) == 0 {
+		return nil
+	}
+	return []error{fault.New(fault.EtcdUnencrypted, "etcd is spoken to without encryption: %s", strings.Join(plain, ", "))}
+}
+
+// etcdPatience is how long a member waits for the others: CloudStack attaches the ISO
+// to one after the other.
+func (n *node) etcdPatience() time.Duration { return max(isoTimeout, n.isoPatience()) }
+
+// runEtcd makes the member of etcd; later boots only see that it runs.
+func (n *node) runEtcd(ctx context.Context, report host.Report) (agent.Result, error) {
+	var member kubeadm.EtcdMember
+	var err error
+	if e := n.intent.Etcd; e != nil && !n.provisioned {
+		member, err = kubeadm.MakeEtcd(ctx, n.host, kubeadm.EtcdPlan{Name: e.Name, InitialCluster: e.InitialCluster,
+			State: e.State, Token: e.Token, Flags: e.Flags}, report)
+	} else {
+		member, err = kubeadm.RunEtcd(ctx, n.host, report)
+	}
+	if err != nil {
+		return agent.Result{}, err
+	}
+	return agent.Result{Note: member.String(), Warnings: unencrypted(member.URLs)}, nil
 }
 
 func (n *node) applyAddOns(ctx context.Context, report host.Report) (agent.Result, error) {

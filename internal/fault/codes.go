@@ -61,6 +61,10 @@ const (
 	VersionSkew           Code = "version-skew"
 	EtcdLearnerLimit      Code = "etcd-learner-limit"
 	EtcdUnhealthy         Code = "etcd-unhealthy"
+	EtcdFailed            Code = "etcd-failed"
+	EtcdDataForeign       Code = "etcd-data-foreign"
+	EtcdDataMissing       Code = "etcd-data-missing"
+	EtcdUnencrypted       Code = "etcd-unencrypted"
 	KubeletFailed         Code = "kubelet-failed"
 	ControlPlaneFailed    Code = "control-plane-failed"
 
@@ -159,7 +163,14 @@ func Catalogue() []Entry {
 		{EtcdLearnerLimit, "Another control node is joining the cluster: etcd takes one at a time.",
 			"Nothing while another one joins. Otherwise a node has failed half way: remove its etcd member (`etcdctl member list`, `etcdctl member remove`) on a control node."},
 		{EtcdUnhealthy, "The cluster's etcd does not answer, or not all of its members do.",
-			"Look at the etcd members on a control node (`nodeagent status` there); remove one whose node is gone, then `systemctl restart nodeagent`."},
+			"Look at the etcd members on a control node or the etcd nodes (`nodeagent status` there); remove one whose node is gone, then `systemctl restart nodeagent`."},
+		{EtcdFailed, "etcd did not start on this node.", "See the lines below and `journalctl -u etcd`, then `systemctl restart nodeagent`."},
+		{EtcdDataForeign, "There are data of etcd that are not those of the cluster to be made.",
+			"Nothing was changed. Give the node the folder or the etcd of its own cluster; if the old data are given up for good, move them away. Then `systemctl restart nodeagent`."},
+		{EtcdDataMissing, "The data of a member of etcd that has been part of its cluster are gone.",
+			"Bring the folder back (is its disk mounted?). If it is lost, do not start the member empty: `etcdctl member remove` and `etcdctl member add` on another one make it anew."},
+		{EtcdUnencrypted, "etcd is spoken to without encryption: who sees the network sees all secrets of the cluster.",
+			"Nothing, where the network is the cluster's alone (CloudStack's own etcd nodes are so). Else give etcd certificates in the template of its userdata."},
 		{KubeletFailed, "kubelet did not come up.", "See `journalctl -u kubelet` and `systemctl status kubelet`, then `systemctl restart nodeagent`."},
 		{ControlPlaneFailed, "The API server, controller manager or scheduler of this node did not come up.",
 			"See `crictl ps -a` and the logs below /var/log/pods, those of etcd first; then `systemctl restart nodeagent`."},

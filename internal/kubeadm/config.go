@@ -28,6 +28,11 @@ type InitPlan struct {
 	TokenTTL         string      // Go duration; "0" never ends; "" is kubeadm's own
 	CertificateKey   secret.Text // hex; encrypts the certificates of UploadCerts
 	UploadCerts      bool
+	// ExternalEtcd are the endpoints of an etcd that is not this machine's; none is its own.
+	ExternalEtcd []string
+	// Documents are the configuration file that the userdata bring; of what is above it
+	// takes what it does not say itself, and the node's name.
+	Documents secret.Text
 	// Flags are the further flags of the userdata's kubeadm command, as written
 	// there: --name=value, --name value, or --name. A flag of what is above wins
 	// over it.
@@ -42,10 +47,15 @@ type config struct {
 	secrets   []string // to be kept out of logs and errors
 	criSocket string   // with its scheme
 	skipped   []string // phases the userdata leaves out
+
+	externalEtcd bool // of init: this machine has no etcd
 }
 
 // ImageRepository returns the registry the flags ask for, or "".
 func (p InitPlan) ImageRepository() string {
+	if g, err := readGiven(p.Documents.Reveal()); err == nil && !p.Documents.Empty() {
+		return textAt(g.of(kindCluster), "imageRepository")
+	}
 	b := newInitBuilder(p)
 	_ = b.takeFlags(p.Flags) // Init reports the flags it cannot read
 	return b.cluster.ImageRepository
@@ -53,6 +63,13 @@ func (p InitPlan) ImageRepository() string {
 
 // renderInit turns a plan into what kubeadm is run with.
 func renderInit(plan InitPlan) (*config, error) {
+	if !plan.Documents.Empty() {
+		c, err := renderGivenInit(plan)
+		if err != nil {
+			return nil, fmt.Errorf("cannot write kubeadm's configuration: %w", err)
+		}
+		return c, nil
+	}
 	b := newInitBuilder(plan)
 	flagErr := b.takeFlags(plan.Flags)
 	version := WithV(b.cluster.KubernetesVersion)
@@ -65,7 +82,7 @@ func renderInit(plan InitPlan) (*config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot write kubeadm's configuration: %w", err)
 	}
-	c := &config{file: file, args: b.args, criSocket: b.init.NodeRegistration.CRISocket, skipped: b.init.SkipPhases}
+	c := &config{file: file, args: b.args, criSocket: b.init.NodeRegistration.CRISocket, skipped: b.init.SkipPhases, externalEtcd: b.cluster.Etcd != nil}
 	for _, token := range b.init.BootstrapTokens {
 		c.hide(token.Token)
 	}
@@ -134,6 +151,12 @@ type (
 		CertificatesDir      string          `yaml:"certificatesDir,omitempty"`
 		ImageRepository      string          `yaml:"imageRepository,omitempty"`
 		FeatureGates         map[string]bool `yaml:"featureGates,omitempty"`
+		Etcd                 *etcdDocument   `yaml:"etcd,omitempty"`
+	}
+	etcdDocument struct {
+		External struct {
+			Endpoints []string `yaml:"endpoints"`
+		} `yaml:"external"`
 	}
 	apiServer struct {
 		CertSANs               []string `yaml:"certSANs,omitempty"`
@@ -187,6 +210,10 @@ func newInitBuilder(plan InitPlan) *initBuilder {
 		KubernetesVersion:    plan.Version,
 		ControlPlaneEndpoint: plan.Endpoint,
 		APIServer:            apiServer{CertSANs: slices.Clone(plan.CertSANs)},
+	}
+	if len(plan.ExternalEtcd) > 0 {
+		b.cluster.Etcd = &etcdDocument{}
+		b.cluster.Etcd.External.Endpoints = plan.ExternalEtcd
 	}
 	if plan.UploadCerts {
 		b.args = append(b.args, uploadCerts)

@@ -177,14 +177,21 @@ func sameBytes(a, b io.Reader) (bool, error) {
 	}
 }
 
+// archivesFor returns the archives whose names match pattern, of an ISO for several
+// architectures this machine's.
+func archivesFor(files *isoFiles, pattern string) ([]string, error) {
+	names, err := matching(files, pattern)
+	if len(names) > 1 {
+		names = slices.DeleteFunc(names, func(name string) bool { return !strings.Contains(name, runtime.GOARCH) })
+	}
+	return names, err
+}
+
 // installArchive unpacks the archives whose names match pattern.
 func installArchive(h *host.Host, files *isoFiles, pattern, folder string) (changed bool, err error) {
-	names, err := matching(files, pattern)
+	names, err := archivesFor(files, pattern)
 	if err != nil {
 		return false, err
-	}
-	if len(names) > 1 { // an ISO for several architectures
-		names = slices.DeleteFunc(names, func(name string) bool { return !strings.Contains(name, runtime.GOARCH) })
 	}
 	for _, name := range names {
 		// Its files go to their places while it is read: so it is read twice, the

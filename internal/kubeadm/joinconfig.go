@@ -31,8 +31,9 @@ type JoinPlan struct {
 	BindPort         int    // of its API server; 0 leaves it to kubeadm
 	CertificateKey   secret.Text
 
-	// Flags are the further flags of the userdata's kubeadm command, as InitPlan's.
-	Flags []string
+	// Documents and Flags are as InitPlan's.
+	Documents secret.Text
+	Flags     []string
 }
 
 type (
@@ -125,6 +126,13 @@ func (b *joinBuilder) places() places {
 
 // renderJoin turns a plan into what kubeadm is run with.
 func renderJoin(plan JoinPlan) (*config, error) {
+	if !plan.Documents.Empty() {
+		c, err := renderGivenJoin(plan)
+		if err != nil {
+			return nil, fmt.Errorf("cannot write kubeadm's configuration: %w", err)
+		}
+		return c, nil
+	}
 	b := newJoinBuilder(plan)
 	rest, flagErr := b.places().take(plan.Flags, "control-plane", "discovery-token-unsafe-skip-ca-verification")
 	v1beta4, err := takesV1beta4(plan.Version)

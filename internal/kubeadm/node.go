@@ -354,7 +354,7 @@ func (i *run) inspectInit(ctx context.Context, limit time.Duration) clusterState
 	if !slices.ContainsFunc(leftovers, i.h.Exists) {
 		return clusterNone
 	}
-	if !i.h.Exists(AdminConf) || !i.h.Exists(apiManifest) || !i.h.Exists(etcdData) {
+	if !i.h.Exists(AdminConf) || !i.h.Exists(apiManifest) || !i.config.externalEtcd && !i.h.Exists(etcdData) {
 		return clusterBroken
 	}
 	api, err := OpenAPI(i.h)

@@ -25,6 +25,7 @@ const (
 	deployUnit       = "/etc/systemd/system/deploy-kube-system.service"
 	containerdScript = "/opt/bin/setup-containerd"
 	etcdScript       = "/opt/bin/setup-etcd-node"
+	etcdUnit         = "/etc/systemd/system/etcd.service"
 	kubeadmConfig    = "/etc/kubernetes/kubeadm-config.yaml"
 	cloudstackPKI    = "/etc/kubernetes/pki/cloudstack/"
 )
@@ -32,7 +33,7 @@ const (
 // isOurs says that nodeagent looks into a file of write_files before it knows what
 // kind of userdata it is.
 func isOurs(name string) bool {
-	return slices.Contains([]string{setupScript, deployScript, setupUnit, deployUnit, containerdScript, etcdScript, kubeadmConfig}, name)
+	return slices.Contains([]string{setupScript, deployScript, setupUnit, deployUnit, containerdScript, etcdScript, etcdUnit, kubeadmConfig}, name)
 }
 
 // What CloudStack's global settings have for control nodes by default.
@@ -101,14 +102,6 @@ func (p *parser) leftTo() []string {
 	switch i := p.intent; {
 	case i.Mode == ModeNone:
 		return nil
-	case i.Mode == ModeEtcd:
-		what = "it makes an etcd node"
-	case len(i.ExternalEtcd) > 0:
-		what = "it begins a cluster with external etcd"
-	case i.KubeadmConfig != "" && i.Joins():
-		what = "it joins a cluster with a configuration file of kubeadm (" + quote(i.KubeadmConfig) + ")"
-	case i.KubeadmConfig != "":
-		what = "it begins a cluster from a configuration file of kubeadm (" + quote(i.KubeadmConfig) + ")"
 	case i.Discovery.File != "":
 		what = "it finds its cluster by a file (" + quote(i.Discovery.File) + ")"
 	case i.NodeName != "":
@@ -132,7 +125,7 @@ func (p *parser) kubeadm(call kubeadmCall) {
 		p.intent.set("kubeadmConfig", call.from.line(call.line, "kubeadm "+call.verb+" --config"))
 		p.intent.KubeadmConfig = call.config
 		if file, ok := p.config.find(call.config); ok {
-			p.problems = append(p.problems, readKubeadmConfig(p.intent, file)...)
+			p.kubeadmConfig(call, file)
 		} else {
 			p.hand("kubeadm's configuration %s is not one of its files", quote(call.config))
 		}
@@ -143,6 +136,22 @@ func (p *parser) kubeadm(call kubeadmCall) {
 	}
 	if versionLabel().MatchString(p.intent.Version) {
 		p.hand("it leaves the version to a label (%s), which kubeadm looks up on the internet", quote(p.intent.Version))
+	}
+}
+
+// kubeadmConfig takes the file that kubeadm is given: all of it goes to kubeadm.
+func (p *parser) kubeadmConfig(call kubeadmCall, file configFile) {
+	p.problems = append(p.problems, readKubeadmConfig(p.intent, file)...)
+	p.intent.KubeadmDocuments = secret.New(file.content)
+	if strings.Contains(file.content, "{{") {
+		p.hand("kubeadm's configuration %s holds a placeholder that CloudStack has not filled in", quote(call.config))
+	}
+	for _, arg := range call.args {
+		name, _, _ := strings.Cut(arg, "=")
+		// kubeadm takes few flags beside a file (ValidateMixedArguments in its validation.go).
+		if key := new(Intent).flag(name, "1", true); key != "" && !slices.Contains([]string{"kubeadmConfig", "uploadCerts", "ignorePreflight", "nodeName"}, key) {
+			p.hand("kubeadm is given %s beside a configuration file", name)
+		}
 	}
 }
 
@@ -296,89 +305,6 @@ func (s *shellScript) chooses(c shellCommand) bool {
 	return false
 }
 
-// etcd reads the userdata of an etcd node of CloudStack.
-func (p *parser) etcd(file configFile) {
-	p.intent.Flavor, p.intent.Mode, p.intent.WaitInterval, p.intent.WaitAttempts = FlavorCloudStack, ModeEtcd, defaultInterval, defaultAttempts
-	p.intent.set("mode", file.source().whole(""))
-	script := p.script(file)
-	p.iso(script, file.source())
-	p.reasons = append(p.leftTo(), p.reasons...)
-	for _, reason := range strangers(path.Base(etcdScript), script, etcdCommands()) {
-		p.hand("%s", reason)
-	}
-	for _, unit := range p.config.files {
-		if path.Ext(unit.path) == ".service" && p.etcdUnit(unit) {
-			break
-		}
-	}
-	if p.intent.Etcd == nil {
-		p.cut(etcdScript, "it has %s but no unit that runs etcd", etcdScript)
-	}
-	if !p.config.hasRuncmd {
-		p.cut("runcmd", "it has no runcmd")
-	}
-}
-
-// etcdUnit reads the command line of a unit that runs etcd.
-func (p *parser) etcdUnit(file configFile) bool {
-	if err := file.decode(); err != nil {
-		return false
-	}
-	for _, setting := range unitSettings(file.content) {
-		words := strings.Fields(setting.value)
-		if setting.key != "ExecStart" || len(words) == 0 || path.Base(words[0]) != "etcd" {
-			continue
-		}
-		e := &Etcd{}
-		p.intent.Etcd = e
-		p.intent.set("etcd", file.source().line(setting.line, "ExecStart"))
-		for args := words[1:]; len(args) > 0; {
-			name, value, taken := flagOf(args)
-			switch name {
-			case "--name":
-				e.Name = value
-			case "--initial-cluster":
-				e.InitialCluster = value
-			case "--initial-cluster-state":
-				e.State = value
-			case "--initial-cluster-token":
-				e.Token = value
-			case "--initial-advertise-peer-urls":
-				e.Address = urlHost(value)
-				e.Flags = append(e.Flags, args[:taken]...)
-			default:
-				e.Flags = append(e.Flags, args[:taken]...)
-			}
-			args = args[taken:]
-		}
-		if e.Name == "" || e.Address == "" || e.InitialCluster == "" {
-			p.invalid(file.path, "%s: etcd lacks --name, --initial-advertise-peer-urls or --initial-cluster", file.path)
-		}
-		return true
-	}
-	return false
-}
-
-// flagOf splits the first flag of args from its value; taken is how many words
-// they are.
-func flagOf(args []string) (name, value string, taken int) {
-	name, value, given := strings.Cut(args[0], "=")
-	if given || len(args) == 1 || strings.HasPrefix(args[1], "-") || !strings.HasPrefix(args[0], "-") {
-		return name, value, 1
-	}
-	return name, args[1], 2
-}
-
-// urlHost returns the host of the first of some URLs.
-func urlHost(urls string) string {
-	first, _, _ := strings.Cut(urls, ",")
-	_, rest, _ := strings.Cut(first, "://")
-	if at := strings.LastIndexByte(rest, ':'); at > strings.LastIndexByte(rest, ']') {
-		rest = rest[:at]
-	}
-	return strings.Trim(rest, "[]")
-}
-
 type unitSetting struct {
 	line       int
 	key, value string
@@ -440,6 +366,10 @@ func (p *parser) runcmd() {
 		p.cut("runcmd", "it has no runcmd")
 		return
 	}
+	first, second, word := setupScript, deployScript, "-kube-system"
+	if p.intent.Mode == ModeEtcd {
+		first, second, word = etcdScript, etcdUnit, "etcd"
+	}
 	setup, deploy, otherwise := false, false, false
 	for i, entry := range p.config.runcmd {
 		if p.intent.Registry == nil && callsContainerdScript(entry) {
@@ -453,14 +383,15 @@ func (p *parser) runcmd() {
 			continue
 		}
 		known := entry.only(func(c shellCommand) bool {
-			return startsScript(entry.script, c) != "" && always(entry.script, c) || harmless(entry.script, c)
+			starts := startsScript(entry.script, c)
+			return (starts == first || starts == second) && always(entry.script, c) || harmless(entry.script, c)
 		})
 		if entry.script.open != "" && !(setup && deploy) && i == len(p.config.runcmd)-1 {
 			p.cut("runcmd", "runcmd entry %d ends in the middle: %s is not closed", i+1, strconv.Quote(entry.script.open))
 		}
 		if entry.about("kubeadm") {
 			p.hand("runcmd entry %d calls kubeadm", i+1)
-		} else if entry.about("-kube-system") && !known {
+		} else if entry.about(word) && !known {
 			otherwise = true
 			p.hand("runcmd entry %d does something of its own with the scripts that nodeagent replaces", i+1)
 		}
@@ -470,27 +401,31 @@ func (p *parser) runcmd() {
 		}
 		for _, c := range entry.script.commands {
 			starts := startsScript(entry.script, c)
+			if starts != first && starts != second {
+				starts = ""
+			}
 			if starts != "" && !always(entry.script, c) && !(setup && deploy) {
 				otherwise = true
 				p.hand("runcmd entry %d starts %s under a condition", i+1, starts)
 			}
-			setup, deploy = setup || starts == setupScript, deploy || starts == deployScript
+			setup, deploy = setup || starts == first, deploy || starts == second
 			if starts == "" && !(setup && deploy) && !harmless(entry.script, c) {
 				p.hand("runcmd entry %d%s comes before the node is made and may prepare something for it", i+1, inBrackets(programName(c)))
 			}
 		}
 	}
-	_, hasSetup := p.config.find(setupScript)
-	_, hasDeploy := p.config.find(deployScript)
-	if hasSetup && !setup && !otherwise {
-		p.cut("runcmd", "runcmd does not run %s", setupScript)
+	_, hasFirst := p.config.find(first)
+	_, hasSecond := p.config.find(second)
+	if hasFirst && !setup && !otherwise {
+		p.cut("runcmd", "runcmd does not run %s", first)
 	}
-	if hasDeploy && !deploy && !otherwise {
-		p.cut("runcmd", "runcmd does not start deploy-kube-system")
+	if hasSecond && !deploy && !otherwise {
+		p.cut("runcmd", "runcmd does not start %s", strings.TrimSuffix(path.Base(second), ".service"))
 	}
 }
 
-// startsScript returns which of the two scripts a command of runcmd runs, or "".
+// startsScript returns which of CloudStack's scripts, or etcd's unit, a command of
+// runcmd runs, or "".
 func startsScript(s *shellScript, c shellCommand) string {
 	words := s.variants(c.words)[0]
 	for len(words) > 1 && (slices.Contains([]string{"sudo", "bash", "sh", "/bin/bash", "/bin/sh"}, words[0]) || words[0] == "-x" || words[0] == "-e") {
@@ -501,7 +436,7 @@ func startsScript(s *shellScript, c shellCommand) string {
 	}) {
 		return ""
 	}
-	if len(words) == 1 && (words[0] == setupScript || words[0] == deployScript) {
+	if len(words) == 1 && (words[0] == setupScript || words[0] == deployScript || words[0] == etcdScript) {
 		return words[0]
 	}
 	if len(words) < 3 || path.Base(words[0]) != "systemctl" {
@@ -517,6 +452,8 @@ func startsScript(s *shellScript, c shellCommand) string {
 		return setupScript
 	case "deploy-kube-system":
 		return deployScript
+	case "etcd":
+		return etcdUnit
 	}
 	return ""
 }
@@ -563,7 +500,7 @@ func awaits(s *shellScript, loop int) bool {
 // replaces.
 var watched = pattern(`^(?:/etc/(?:containerd|kubernetes|cni|nodeagent)|/opt/(?:bin|cni|autoscaler|provider|csi)|` +
 	`/var/lib/(?:containerd|kubelet|etcd|nodeagent)|/run/(?:containerd|nodeagent)|/tmp/k8sconfigscripts|/mnt/k8sdisk|/root/\.kube|` +
-	`/(?:etc|run|usr/lib|lib)/systemd/system/(?:containerd|kubelet|nodeagent|setup-kube-system|deploy-kube-system)\.service(?:\.d)?)(?:/|$)|` +
+	`/(?:etc|run|usr/lib|lib)/systemd/system/(?:containerd|kubelet|nodeagent|etcd|setup-kube-system|deploy-kube-system)\.service(?:\.d)?)(?:/|$)|` +
 	`^(?:/etc/default/kubelet|/etc/crictl\.yaml|/home/cloud/success|/usr/bin/nodeagent)$`)
 
 // modules are the keys of a cloud-config that cannot change what the node's
@@ -584,7 +521,7 @@ func (p *parser) surroundings() {
 		}
 	}
 	for _, file := range p.config.files {
-		own := isOurs(file.path) || strings.HasPrefix(file.path, cloudstackPKI)
+		own := isOurs(file.path) || strings.HasPrefix(file.path, cloudstackPKI) || file.path == p.intent.KubeadmConfig
 		if !own && watched().MatchString(file.path) {
 			p.hand("it writes %s, which is in the way of nodeagent's own work", quote(file.path))
 		}

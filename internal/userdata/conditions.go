@@ -16,7 +16,7 @@ import (
 // Files that CloudStack's scripts, and its runcmd, look for.
 const (
 	askedByScripts = `(?:/home/cloud/success|(?:/mnt/k8sdisk|/mnt/etcddisk|/tmp/k8sconfigscripts)(?:/[^ ]*)?)`
-	askedByRuncmd  = `(?:/home/cloud/success|` + setupScript + `|` + deployScript + `|/etc/systemd/system/(?:setup|deploy)-kube-system\.service)`
+	askedByRuncmd  = `(?:/home/cloud/success|` + setupScript + `|` + deployScript + `|` + etcdScript + `|/etc/systemd/system/(?:(?:setup|deploy)-kube-system|etcd)\.service)`
 )
 
 var variable = pattern(`\$(\w+)`)

@@ -64,8 +64,10 @@ type Intent struct {
 	UploadCerts      bool
 	IgnorePreflight  []string // names of kubeadm's preflight checks
 	CRISocket        string
-	Flags            Words    // every other word of the kubeadm line, in order
-	KubeadmConfig    string   // the file kubeadm is given
+	Flags            Words  // every other word of the kubeadm line, in order
+	KubeadmConfig    string // the file kubeadm is given
+	// KubeadmDocuments is what that file holds, where it is for nodeagent to give.
+	KubeadmDocuments secret.Text
 	ExternalEtcd     []string // endpoints
 	Etcd             *Etcd    // of mode etcd
 	ExternalCNI      bool     // the network plugin does not come from the ISO
@@ -89,16 +91,6 @@ type Discovery struct {
 	CAHashes          []string // of the cluster's CA, as sha256:...
 	File              string   // a kubeconfig that holds the CA
 	TLSBootstrapToken secret.Text
-}
-
-// Etcd is a member of a cluster of etcd alone.
-type Etcd struct {
-	Name           string
-	Address        string // of this member
-	InitialCluster string // name=url, by commas
-	State          string // new or existing
-	Token          string // etcd's name for the cluster; no secret
-	Flags          Words  // every other word of etcd's command line, in order
 }
 
 // Registry is a private image registry.
@@ -167,7 +159,7 @@ func Parse(raw []byte) (Intent, []Problem) {
 	intent := Intent{Mode: ModeNone, Handover: HandoverCloudInit, Origins: map[string]string{}}
 	p := parser{intent: &intent}
 	parts := p.parse(raw)
-	if len(p.reasons) == 0 && (intent.Mode == ModeInit || intent.Joins()) && Err(p.problems) == nil {
+	if len(p.reasons) == 0 && intent.Mode != ModeNone && Err(p.problems) == nil {
 		if _, err := seedOf(parts, intent.Flavor); err != nil {
 			p.hand("%v", err)
 		} else {

@@ -87,7 +87,7 @@ func TestParseTolerates(t *testing.T) {
 	}
 }
 
-// All generations but those with a registry or external etcd are nodeagent's; the
+// All generations but those with a registry are nodeagent's; the
 // values do not depend on the generation.
 func TestParseGenerations(t *testing.T) {
 	t.Parallel()
@@ -110,7 +110,12 @@ func TestParseGenerations(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, intent, problems)
 		}
 	}
-	for name, want := range map[string]Mode{"worker-4.21-virtual-router-iso": ModeJoin, "etcd-4.21": ModeEtcd} {
+	for name, want := range map[string]Mode{"etcd-4.21": ModeEtcd, "etcd-arm64-own-flags": ModeEtcd, "control-4.21-external-etcd": ModeInit, "control-4.23-external-etcd-v1beta4": ModeInit} {
+		if intent, problems := Parse(corpusText(t, name)); intent.Handover != HandoverNodeagent || intent.Mode != want || len(problems) > 0 {
+			t.Errorf("%s: mode %s by %s, %v", name, intent.Mode, intent.Handover, problems)
+		}
+	}
+	for name, want := range map[string]Mode{"worker-4.21-virtual-router-iso": ModeJoin} {
 		intent, _ := Parse(corpusText(t, name))
 		// Understood: nothing but what this version does not do is in the way.
 		if intent.Mode != want || len(intent.HandoverReasons) != 1 || !strings.HasSuffix(intent.HandoverReasons[0], "which this nodeagent leaves to cloud-init") {

@@ -216,15 +216,17 @@ func add(list []string, items string) []string {
 
 // KubeadmFlags are the flags to give kubeadm beside those that have a place of
 // their own in whatever calls it: Flags, and the fields that only some userdata has.
+// Beside KubeadmDocuments kubeadm takes few, and the rest is in there.
 func (i Intent) KubeadmFlags() []string {
 	flags := slices.Clone([]string(i.Flags))
-	if i.AdvertiseAddress != "" {
+	file := !i.KubeadmDocuments.Empty()
+	if i.AdvertiseAddress != "" && !file {
 		flags = append(flags, "--apiserver-advertise-address="+i.AdvertiseAddress)
 	}
-	if i.BindPort > 0 {
+	if i.BindPort > 0 && !file {
 		flags = append(flags, "--apiserver-bind-port="+strconv.Itoa(i.BindPort))
 	}
-	if i.NodeName != "" {
+	if i.NodeName != "" && !file {
 		flags = append(flags, "--node-name="+i.NodeName)
 	}
 	if len(i.IgnorePreflight) > 0 {
@@ -310,6 +312,11 @@ func checkIntent(intent *Intent, configured bool) []wrong {
 	}
 	if intent.NodeName != "" && (!hostname().MatchString(intent.NodeName) || len(intent.NodeName) > maxHostname) {
 		no("--node-name", "kubernetes.nodeName", "is %s; a host name was expected", quote(intent.NodeName))
+	}
+	for _, endpoint := range intent.ExternalEtcd {
+		if !etcdURL().MatchString(endpoint) {
+			no("the endpoint of etcd", "etcd.endpoints", "is %s; a URL such as http://10.1.1.61:2379 was expected", quote(endpoint))
+		}
 	}
 	if !joins {
 		return found

@@ -66,6 +66,7 @@ type NodeConfigEtcd struct {
 	InitialCluster string   `yaml:"initialCluster"`
 	State          string   `yaml:"state"`
 	Token          string   `yaml:"token"`
+	Flags          []string `yaml:"flags"`
 }
 
 // NodeConfigCNI is about the network plugin.
@@ -200,17 +201,24 @@ func (r nativeReader) fill() {
 func (r nativeReader) etcd() {
 	e := r.given.Etcd
 	r.intent.ExternalEtcd = e.Endpoints
-	member := e.Name + e.Address + e.InitialCluster + e.State + e.Token
+	member := e.Name + e.Address + e.InitialCluster + e.State + e.Token + strings.Join(e.Flags, "")
 	switch {
 	case r.intent.Mode != ModeEtcd && member != "":
 		r.wrong("etcd", 0, "describes a member of etcd, which only a node of mode etcd is")
 	case r.intent.Mode != ModeEtcd:
 	case e.Name == "" || e.Address == "" || e.InitialCluster == "":
 		r.wrong("etcd", 0, "needs name, address and initialCluster")
-	case e.State != "" && e.State != "new" && e.State != "existing":
-		r.wrong("etcd.state", 0, "is %s; new or existing was expected", quote(e.State))
+	case !isHost(e.Address):
+		r.wrong("etcd.address", 0, "is %s; an address was expected", quote(e.Address))
 	default:
-		r.intent.Etcd = &Etcd{Name: e.Name, Address: e.Address, InitialCluster: e.InitialCluster, State: cmp.Or(e.State, "new"), Token: e.Token}
+		member := newEtcd(e)
+		r.intent.Etcd = member
+		for _, wrong := range member.check() {
+			r.wrong("etcd", 0, "%s", wrong)
+		}
+		if reason := member.beyond(); reason != "" {
+			r.wrong("etcd.flags", 0, "%s", reason)
+		}
 	}
 }
 

@@ -38,6 +38,7 @@ func standIns() map[string]string {
 		setupScript:      standIn,
 		deployScript:     standIn,
 		containerdScript: "#!/bin/sh\n# nodeagent configures containerd.\n", // the script may hold credentials
+		etcdScript:       standIn,
 		setupUnit:        fmt.Sprintf(standInUnit, setupScript),
 		deployUnit:       fmt.Sprintf(standInUnit, deployScript),
 	}
@@ -46,8 +47,8 @@ func standIns() map[string]string {
 // Seed returns the userdata for cloud-init. Userdata that is left to cloud-init is
 // returned as it is, byte for byte. Of userdata nodeagent takes over, all stays in
 // order (users, keys, files, commands) but the recognised scripts and units, which
-// become stand-ins, the commands that write containerd's configuration and a
-// NodeConfig, which go. It is pure.
+// become stand-ins, the unit of etcd, the commands that write containerd's configuration
+// and a NodeConfig, which go. It is pure.
 func Seed(raw []byte, intent Intent) ([]byte, error) {
 	if intent.Handover != HandoverNodeagent {
 		return raw, nil
@@ -93,6 +94,15 @@ func withStandIns(text []byte) ([]byte, error) {
 		if content, ok := contents[file.path]; ok {
 			replaceContent(file.node, content)
 			changed = true
+		}
+	}
+	if _, etcd := config.find(etcdScript); etcd {
+		files := get(config.root, "write_files")
+		files.Content, changed = nil, true
+		for _, file := range config.files {
+			if file.path != etcdUnit { // nodeagent writes its own
+				files.Content = append(files.Content, file.node)
+			}
 		}
 	}
 	if runcmd := get(config.root, "runcmd"); runcmd != nil {
