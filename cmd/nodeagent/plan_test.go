@@ -313,18 +313,40 @@ func TestPlanReadsTheUserdataOfAnyRole(t *testing.T) {
 	}
 }
 
-// An etcd node gets the template's disk: the minimum of its role is no news.
-func TestPlanOfAnEtcdNodeHasNoMinimum(t *testing.T) {
+// An etcd node gets the template's disk, so the minimum of its role is no news, and of
+// Kubernetes nothing but the ISO.
+func TestPlanOfAnEtcdNode(t *testing.T) {
 	t.Parallel()
 	raw, err := os.ReadFile("../../internal/userdata/testdata/corpus/etcd-4.21/user-data")
 	if err != nil {
 		t.Fatal(err)
 	}
 	const args = nodeArgs + " rootdisksize=5"
-	if report := makePlan(args, raw); report.Disk.MinimumBytes != 0 || report.failed() {
-		t.Errorf("etcd node: minimum %d, problems %+v", report.Disk.MinimumBytes, report.Problems)
+	report := makePlan(args, raw)
+	if report.Disk.MinimumBytes != 0 || report.failed() || report.Kubernetes.Etcd == nil || report.Kubernetes.Handover != userdata.HandoverNodeagent {
+		t.Errorf("etcd node: minimum %d, %+v, problems %+v", report.Disk.MinimumBytes, report.Kubernetes, report.Problems)
+	}
+	var steps []string
+	for _, step := range report.Steps[12:] {
+		steps = append(steps, step.Name)
+	}
+	if got := strings.Join(steps, " "); got != "userdata cloud-init iso install release etcd success" {
+		t.Errorf("steps %s", got)
 	}
 	if report := makePlan(args, nil); report.Disk.MinimumBytes != 8<<30 || !report.failed() {
 		t.Errorf("without userdata: minimum %d, problems %+v", report.Disk.MinimumBytes, report.Problems)
+	}
+}
+
+// A control plane on external etcd is nodeagent's, and its endpoints are shown.
+func TestPlanOfExternalEtcd(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../internal/userdata/testdata/corpus/control-4.21-external-etcd/user-data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := makePlan(nodeArgs, raw).Kubernetes
+	if want := []string{"http://10.1.1.61:2379", "http://10.1.1.62:2379", "http://10.1.1.63:2379"}; !slices.Equal(k.ExternalEtcd, want) || k.Handover != userdata.HandoverNodeagent {
+		t.Errorf("externalEtcd %q by %s", k.ExternalEtcd, k.Handover)
 	}
 }

@@ -365,7 +365,24 @@ func (i *run) inspectInit(ctx context.Context, limit time.Duration) clusterState
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	i.report("asking the API server of an earlier kubeadm init what it has")
-	return api.state(ctx)
+	state := api.state(ctx)
+	// Etcd elsewhere keeps what a run before the last reset has made there.
+	if i.config.externalEtcd && state != clusterBroken && !api.isDescribed(ctx, i.h) {
+		return clusterBroken
+	}
+	return state
+}
+
+// isDescribed says whether those who join are told of the CA that this machine has.
+func (a *API) isDescribed(ctx context.Context, h *host.Host) bool {
+	var object struct{ Data map[string]string }
+	admin, err := h.ReadFile(AdminConf)
+	if err != nil || a.getJSON(ctx, a.admin, clusterInfoPath, &object) != nil {
+		return false
+	}
+	own, err := caHashOf(string(admin))
+	told, toldErr := caHashOf(object.Data["kubeconfig"])
+	return err == nil && toldErr == nil && own == told
 }
 
 // state looks for the objects kubeadm init makes last: cluster-info, by which
