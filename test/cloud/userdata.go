@@ -36,6 +36,16 @@ type UserdataParams struct {
 	Registry Registry
 	// Certificates are written and never used; first control node only.
 	Certificates Certificates
+	// Etcd are the cluster's nodes for etcd alone, if it has any (4.21+), and EtcdNode
+	// the name of the one that the userdata are for.
+	Etcd     []EtcdMember
+	EtcdNode string
+}
+
+// EtcdMember is a node for etcd alone.
+type EtcdMember struct {
+	Name    string
+	Address netip.Addr
 }
 
 // Registry is an image registry as the management server knows it.
@@ -67,8 +77,8 @@ func NewUserdataParams(cluster uuid.UUID, control netip.Addr, version string, pu
 }
 
 // ControlNodeUserdata is the cloud-config of the first control node in the
-// structure of CloudStack 4.16.1 to 4.20 (contract 4.3 to 4.7). Without
-// nodeagent its scripts bring the node up themselves.
+// structure of CloudStack 4.16.1 to 4.20 (contract 4.3 to 4.7), with p.Etcd of 4.21 and
+// later. Without nodeagent its scripts bring the node up themselves.
 func ControlNodeUserdata(p UserdataParams) ([]byte, error) {
 	return renderUserdata("control-node.yml.tmpl", renderData{p, true, true})
 }
@@ -83,8 +93,14 @@ func WorkerUserdata(p UserdataParams) ([]byte, error) {
 	return renderUserdata("worker.yml.tmpl", renderData{p, false, false})
 }
 
+// EtcdNodeUserdata is the cloud-config of the node p.EtcdNode for etcd alone, in the
+// structure of CloudStack 4.21 and later.
+func EtcdNodeUserdata(p UserdataParams) ([]byte, error) {
+	return renderUserdata("etcd-node.yml.tmpl", renderData{p, false, false})
+}
+
 func renderUserdata(name string, data renderData) ([]byte, error) {
-	if err := data.check(name); err != nil {
+	if err := errors.Join(data.check(name), data.checkEtcd(name)); err != nil {
 		return nil, fmt.Errorf("cannot render %s: %w", name, err)
 	}
 	// Shell and CloudStack have all the usual brackets for themselves.
@@ -121,6 +137,25 @@ type renderData struct {
 
 // WaitSeconds is Wait as the scripts want it.
 func (d renderData) WaitSeconds() int { return int(d.Wait / time.Second) }
+
+// EtcdIP is the address of the etcd node that the userdata are for.
+func (d renderData) EtcdIP() netip.Addr {
+	for _, member := range d.Etcd {
+		if member.Name == d.EtcdNode {
+			return member.Address
+		}
+	}
+	return netip.Addr{}
+}
+
+// InitialCluster is what the management server composes of the etcd nodes.
+func (d renderData) InitialCluster() string {
+	var members []string
+	for _, member := range d.Etcd {
+		members = append(members, fmt.Sprintf("%s=http://%s:2380", member.Name, member.Address))
+	}
+	return strings.Join(members, ",")
+}
 
 // InitArgs are the arguments of kubeadm init that the management server composes.
 func (d renderData) InitArgs() string {
@@ -159,7 +194,7 @@ func (p UserdataParams) check(name string) error {
 	require(tokenFormat.MatchString(p.Token), "token %q is not of the form 6.16", p.Token)
 	require(p.ControlIP.IsValid(), "no control node address")
 	require(p.Wait >= time.Second && p.Attempts > 0, "wait %s and attempts %d are not both positive", p.Wait, p.Attempts)
-	if name != "worker.yml.tmpl" {
+	if name != "worker.yml.tmpl" && name != "etcd-node.yml.tmpl" {
 		require(keyFormat.MatchString(p.CertificateKey), "certificate key %q has not 64 hex digits", p.CertificateKey)
 	}
 	if name == "control-node.yml.tmpl" {
@@ -167,4 +202,16 @@ func (p UserdataParams) check(name string) error {
 		require(len(p.Certificates.CA) > 0 && len(p.Certificates.Cert) > 0 && len(p.Certificates.Key) > 0, "certificates are not complete")
 	}
 	return errors.Join(errs...)
+}
+
+func (d renderData) checkEtcd(name string) error {
+	for _, member := range d.Etcd {
+		if member.Name == "" || !member.Address.IsValid() {
+			return fmt.Errorf("etcd node %+v has no name or no address", member)
+		}
+	}
+	if name == "etcd-node.yml.tmpl" && !d.EtcdIP().IsValid() {
+		return fmt.Errorf("%q is none of the etcd nodes", d.EtcdNode)
+	}
+	return nil
 }

@@ -94,6 +94,13 @@ func TestUserdata(t *testing.T) {
 			absent: "ExecStartPre",
 		},
 		{
+			name: "control-node-external-etcd", render: ControlNodeUserdata,
+			change: func(p *UserdataParams) { p.Etcd = testEtcd() },
+			files:  append([]string{pki + "ca.crt", pki + "apiserver.crt", pki + "apiserver.key", "/etc/kubernetes/kubeadm-config.yaml"}, common...),
+			deploy: []string{"kubeadm init --config /etc/kubernetes/kubeadm-config.yaml --upload-certs\n"},
+			absent: "--token-ttl",
+		},
+		{
 			name: "control-node-add", render: ControlNodeAddUserdata, files: common,
 			deploy: []string{join + "--control-plane --certificate-key " + strings.Repeat("3f0c5a1b2c3d4e5f", 4) + " --discovery-token-unsafe-skip-ca-verification", "/root/.kube/config"},
 			setup:  []string{"SLEEP=15\n", "ATTEMPTS=100\n"},
@@ -162,6 +169,35 @@ func TestUserdata(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func testEtcd() []EtcdMember {
+	return []EtcdMember{{"etcd-1", netip.MustParseAddr("10.1.1.21")}, {"etcd-2", netip.MustParseAddr("10.1.1.22")}}
+}
+
+// Contract 4.2, 4.4 and 4.7 of the nodes for etcd alone (C29).
+func TestEtcdNodeUserdata(t *testing.T) {
+	t.Parallel()
+	params := testParams()
+	params.Etcd, params.EtcdNode = testEtcd(), "etcd-2"
+	text, err := EtcdNodeUserdata(params)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "etcd-node.yml", text)
+	var config cloudConfig
+	if err := yaml.Unmarshal(text, &config); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, "unit", config.file(t, "/etc/systemd/system/etcd.service"), "--name etcd-2 ", "--listen-client-urls http://10.1.1.22:2379,http://127.0.0.1:2379 ",
+		"--initial-cluster etcd-1=http://10.1.1.21:2380,etcd-2=http://10.1.1.22:2380 ", "Type=exec")
+	script := config.file(t, "/opt/bin/setup-etcd-node")
+	contains(t, "script", script, "etcd/etcd-linux-amd64.tar.gz", "/mnt/etcddisk", "SLEEP=15\n")
+	bashReads(t, "setup-etcd-node", script)
+	params.EtcdNode = "etcd-3"
+	if _, err := EtcdNodeUserdata(params); err == nil || !strings.Contains(err.Error(), "none of the etcd nodes") {
+		t.Errorf("a node that is none of them: %v", err)
 	}
 }
 

@@ -28,6 +28,7 @@ var smallFiles = []string{
 	"-rw-r--r-- /docker/kube-scheduler:v1.34.4.tar",
 	"-rw-r--r-- /docker/pause:3.10.1.tar",
 	"-rw-r--r-- /docker/podnet:v1.tar",
+	"-rw-r--r-- /etcd/etcd-linux-amd64.tar.gz",
 	"-rw-r--r-- /k8s/kubeadm",
 	"-rw-r--r-- /k8s/kubectl",
 	"-rw-r--r-- /k8s/kubelet",

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 
 	"nodeagent/test/cache"
 )
@@ -26,6 +27,7 @@ type payload struct {
 	plugins  []entry // cni/
 	crictl   entry   // cri-tools/
 	images   []image // docker/
+	etcd     entry   // etcd/
 }
 
 // payload builds everything.
@@ -51,6 +53,12 @@ func (b builder) payload(ctx context.Context, version string) (payload, error) {
 		crictl: entry{name: "crictl", mode: 0o755, source: filepath.Join(programs, "crictl")},
 		images: images,
 	}
+	// etcd's own release has more in it, but the program is what an etcd node needs.
+	for _, img := range images {
+		if release, is := etcdRelease(img.name); is {
+			contents.etcd = entry{name: release + "/etcd", mode: 0o755, source: img.files[0].source}
+		}
+	}
 	for _, name := range []string{"kubeadm", "kubelet", "kubectl"} {
 		contents.programs = append(contents.programs, entry{name: name, source: filepath.Join(kubernetes, name)})
 	}
@@ -63,6 +71,13 @@ func (b builder) payload(ctx context.Context, version string) (payload, error) {
 			entry{name: plugin.Name(), mode: 0o755, source: filepath.Join(plugins, plugin.Name())})
 	}
 	return contents, nil
+}
+
+// etcdRelease is the folder in etcd's release of an image's version, where it is etcd's.
+func etcdRelease(image string) (folder string, is bool) {
+	name, tag, _ := strings.Cut(path.Base(image), ":")
+	release, _, _ := strings.Cut(tag, "-")
+	return "etcd-v" + release + "-linux-amd64", name == "etcd"
 }
 
 // ownPrograms builds the programs of this repository that the ISO carries.
@@ -90,6 +105,7 @@ func smallPayload(version string) payload {
 			says("kubectl", "Client Version: v"+version),
 		},
 		crictl: says("crictl", "crictl version v"+version),
+		etcd:   says("etcd-v3.6.5-linux-amd64/etcd", "etcd Version: 3.6.5"),
 	}
 	for _, name := range []string{"bridge", "firewall", "host-local", "loopback", "portmap"} {
 		contents.plugins = append(contents.plugins, says(name, "CNI "+name+" plugin"))
@@ -113,7 +129,7 @@ func smallPayload(version string) payload {
 // writeTree writes the files of the ISO below tree: the layout of CloudStack's
 // create-kubernetes-binaries-iso.sh from 4.16 on.
 func writeTree(tree string, contents payload) error {
-	for _, folder := range []string{"k8s", "cni", "cri-tools", "docker"} {
+	for _, folder := range []string{"k8s", "cni", "cri-tools", "docker", "etcd"} {
 		if err := os.MkdirAll(filepath.Join(tree, folder), 0o755); err != nil {
 			return err
 		}
@@ -128,6 +144,9 @@ func writeTree(tree string, contents payload) error {
 		return err
 	}
 	if err := writeTarGz(filepath.Join(tree, "cri-tools", "crictl-linux-amd64.tar.gz"), []entry{contents.crictl}); err != nil {
+		return err
+	}
+	if err := writeTarGz(filepath.Join(tree, "etcd", "etcd-linux-amd64.tar.gz"), []entry{contents.etcd}); err != nil {
 		return err
 	}
 	for _, img := range contents.images {

@@ -102,12 +102,13 @@ func (l *Lab) RouterSpec(name string) cloud.MachineSpec {
 }
 
 // ControlNodeSpec is the first control node of a cluster, with userdata as
-// CloudStack sends it.
-func (l *Lab) ControlNodeSpec(name string, address netip.Addr) (cloud.MachineSpec, cloud.UserdataParams, error) {
+// CloudStack sends it; with etcd nodes, if there are any, for its etcd.
+func (l *Lab) ControlNodeSpec(name string, address netip.Addr, etcd ...cloud.EtcdMember) (cloud.MachineSpec, cloud.UserdataParams, error) {
 	params, err := cloud.NewUserdataParams(uuid.New(), address, Version, l.Key.Public)
 	if err != nil {
 		return cloud.MachineSpec{}, params, err
 	}
+	params.Etcd = etcd
 	spec, err := l.nodeSpec(name, address, params, cloud.ControlNodeUserdata)
 	spec.CPUs = 2 // kubeadm wants them
 	return spec, params, err
@@ -123,6 +124,21 @@ func (l *Lab) ControlNodeAddSpec(name string, address netip.Addr, params cloud.U
 // WorkerSpec is a worker of the cluster with those parameters.
 func (l *Lab) WorkerSpec(name string, address netip.Addr, params cloud.UserdataParams) (cloud.MachineSpec, error) {
 	return l.nodeSpec(name, address, params, cloud.WorkerUserdata)
+}
+
+// EtcdSpec is the node for etcd alone of that name, one of params.Etcd. CloudStack makes
+// them with the template's disk.
+func (l *Lab) EtcdSpec(name string, params cloud.UserdataParams) (cloud.MachineSpec, error) {
+	params.EtcdNode = name
+	var address netip.Addr
+	for _, member := range params.Etcd {
+		if member.Name == name {
+			address = member.Address
+		}
+	}
+	spec, err := l.nodeSpec(name, address, params, cloud.EtcdNodeUserdata)
+	spec.DiskBytes = 6 << 30
+	return spec, err
 }
 
 func (l *Lab) nodeSpec(name string, address netip.Addr, params cloud.UserdataParams, render func(cloud.UserdataParams) ([]byte, error)) (cloud.MachineSpec, error) {
