@@ -80,3 +80,20 @@ func TestRunEtcd(t *testing.T) {
 		}
 	}
 }
+
+// A node that was given another name is looked for by it, also on later boots.
+func TestNodeNameOfTheUserdata(t *testing.T) {
+	t.Parallel()
+	n := &node{args: userdata.ParseBootArgs(nodeArgs), intent: userdata.Intent{NodeName: "Cp-1", Version: "1.34.4"}}
+	if name := n.nodeName(); name != "cp-1" || n.initPlan().NodeName != name || n.joinPlan().NodeName != name {
+		t.Errorf("node name %s", name)
+	}
+	n = &node{args: n.args, provisioned: true, instance: &agent.Instance{NodeName: "cp-1"}}
+	if name := n.nodeName(); name != "cp-1" {
+		t.Errorf("later %s", name)
+	}
+	n.instance = &agent.Instance{}
+	if name := n.nodeName(); name != "prod1-control-1" {
+		t.Errorf("without %s", name)
+	}
+}

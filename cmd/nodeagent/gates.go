@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,7 +72,7 @@ func checkGates(ctx context.Context, h *host.Host, nodeName string, instance *ag
 	}
 	mode := ""
 	if instance != nil {
-		mode = instance.Mode
+		mode, nodeName = instance.Mode, cmp.Or(instance.NodeName, nodeName)
 	}
 	// The server asks only control nodes for the cluster, and of an etcd node no more
 	// than ssh; but the control plane needs its etcd.

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -556,7 +557,7 @@ func (n *node) instanceID() string { return n.userdata.Meta["instance-id"] }
 func (n *node) made() {
 	n.host.Kernel.Sync()
 	n.update(func(s *agent.State) {
-		s.Instance = &agent.Instance{ID: n.instanceID(), Mode: string(n.intent.Mode), By: n.intent.Handover,
+		s.Instance = &agent.Instance{ID: n.instanceID(), Mode: string(n.intent.Mode), NodeName: n.intent.NodeName, By: n.intent.Handover,
 			BootID: s.BootID, Made: time.Now().UTC().Truncate(time.Second), UserdataSHA256: n.userdata.Digest(), SystemUUID: systemUUID(n.host)}
 	})
 }
@@ -695,7 +696,7 @@ func (n *node) releaseISO(context.Context, host.Report) (agent.Result, error) {
 
 func (n *node) initPlan() kubeadm.InitPlan {
 	return kubeadm.InitPlan{
-		NodeName:         strings.ToLower(n.args.Name()),
+		NodeName:         n.nodeName(),
 		AdvertiseAddress: n.address().String(),
 		Version:          n.version(),
 		Endpoint:         n.intent.Endpoint,
@@ -710,14 +711,25 @@ func (n *node) initPlan() kubeadm.InitPlan {
 	}
 }
 
+// nodeName is what the cluster knows this machine by: the name that the userdata give
+// it, else the machine's own, by which CloudStack looks for it.
+func (n *node) nodeName() string {
+	name := n.intent.NodeName
+	if n.provisioned && n.instance != nil {
+		name = n.instance.NodeName
+	}
+	return strings.ToLower(cmp.Or(name, n.args.Name()))
+}
+
 func (n *node) joinPlan() kubeadm.JoinPlan {
 	return kubeadm.JoinPlan{
-		NodeName:          strings.ToLower(n.args.Name()),
+		NodeName:          n.nodeName(),
 		Version:           n.version(),
 		Endpoint:          n.intent.Endpoint,
 		Token:             n.intent.Token,
 		CAHashes:          n.intent.Discovery.CAHashes,
 		UnsafeSkipCA:      n.intent.Discovery.UnsafeSkipCA,
+		DiscoveryFile:     n.intent.Discovery.File,
 		TLSBootstrapToken: n.intent.Discovery.TLSBootstrapToken,
 		ControlPlane:      n.intent.Mode == userdata.ModeJoinControlPlane,
 		AdvertiseAddress:  n.address().String(),
@@ -747,7 +759,7 @@ func (n *node) runKubeadm(ctx context.Context, report host.Report) (agent.Result
 	if plan.ControlPlane {
 		what = "one more control plane "
 	}
-	result := agent.Result{Note: what + n.version() + " of " + n.intent.Endpoint}
+	result := agent.Result{Note: what + n.version() + " of " + cmp.Or(n.intent.Endpoint, "the cluster in "+n.intent.Discovery.File)}
 	if ca.Hash != "" && !ca.Verified {
 		result.Note += "; CA not verified, it was " + ca.Hash
 	}
@@ -813,7 +825,7 @@ func (n *node) awaitReady(ctx context.Context, report host.Report) (agent.Result
 		// Whoever brings the network plugin may wait for the success marker first.
 		return agent.Result{Skipped: true, Note: "not awaited: the network plugin does not come from the ISO"}, nil
 	}
-	return agent.Result{}, kubeadm.WaitReady(ctx, n.host, strings.ToLower(n.args.Name()), report)
+	return agent.Result{}, kubeadm.WaitReady(ctx, n.host, n.nodeName(), report)
 }
 
 func (n *node) writeSuccess(context.Context, host.Report) (agent.Result, error) {

@@ -114,11 +114,13 @@ func usage() *Usage {
 
 // Instance is the machine CloudStack asked for, once it has been made.
 type Instance struct {
-	ID     string    `json:"id"`     // CloudStack's instance-id
-	Mode   string    `json:"mode"`   // what was made of it: init, join, none, ...
-	By     string    `json:"by"`     // nodeagent or cloud-init
-	BootID string    `json:"bootID"` // the boot on which it was made
-	Made   time.Time `json:"made"`
+	ID   string `json:"id"`   // CloudStack's instance-id
+	Mode string `json:"mode"` // what was made of it: init, join, none, ...
+	// NodeName is the node's name in its cluster where it is not the machine's.
+	NodeName string    `json:"nodeName,omitempty"`
+	By       string    `json:"by"`     // nodeagent or cloud-init
+	BootID   string    `json:"bootID"` // the boot on which it was made
+	Made     time.Time `json:"made"`
 	// UserdataSHA256 is of the userdata it was made of, by which a change is seen.
 	UserdataSHA256 string `json:"userdataSHA256,omitempty"`
 	// SystemUUID is the hypervisor's name for the machine, by which a clone is seen.

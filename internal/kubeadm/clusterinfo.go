@@ -155,6 +155,21 @@ func joinSkew(cluster, iso string, controlPlane bool) error {
 	return nil
 }
 
+// endpointOf reads host:port of the cluster that a kubeconfig without contexts describes.
+func endpointOf(kubeconfig string) (string, error) {
+	var described struct {
+		Clusters []struct{ Cluster struct{ Server string } }
+	}
+	if err := yaml.Unmarshal([]byte(kubeconfig), &described); err != nil || len(described.Clusters) != 1 {
+		return "", errors.New("it does not describe one cluster")
+	}
+	endpoint, found := strings.CutPrefix(described.Clusters[0].Cluster.Server, "https://")
+	if !found || strings.ContainsAny(endpoint, "/@") {
+		return "", errors.New("its server is not of the form https://host:port")
+	}
+	return endpoint, nil
+}
+
 // caHashOf reads the CA of the cluster that a kubeconfig without contexts describes.
 func caHashOf(kubeconfig string) (string, error) {
 	var described struct {

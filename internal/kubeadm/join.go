@@ -64,6 +64,15 @@ const (
 // prepare waits until the cluster can be joined, and binds kubeadm to its CA.
 func (j *joinRun) prepare(ctx context.Context) error {
 	if j.plan.DiscoveryFile != "" {
+		file, err := j.h.ReadFile(j.plan.DiscoveryFile)
+		if err == nil {
+			j.plan.Endpoint, err = endpointOf(string(file))
+		}
+		if err != nil {
+			return fault.Wrap(fault.KubeadmJoinFailed, err, "cannot use the discovery file %s", j.plan.DiscoveryFile)
+		}
+	}
+	if j.plan.Endpoint == "" { // nor in the userdata's own file, as kubeadm will say
 		return nil
 	}
 	info, err := awaitCluster(ctx, j.plan.Endpoint, j.plan.Token.Reveal(), j.report)
@@ -77,7 +86,7 @@ func (j *joinRun) prepare(ctx context.Context) error {
 		return err
 	}
 	j.ca.Hash = info.caHash
-	if len(j.plan.CAHashes) > 0 {
+	if len(j.plan.CAHashes) > 0 || j.plan.DiscoveryFile != "" {
 		return nil // kubeadm compares
 	}
 	j.plan.CAHashes = []string{info.caHash}

@@ -121,6 +121,33 @@ func TestJoinSkew(t *testing.T) {
 	}
 }
 
+// Issue 6: a node that knows its cluster by a file waits for that cluster too, and
+// leaves the CA to kubeadm.
+func TestJoinByFile(t *testing.T) {
+	t.Parallel()
+	f := newFakeKubeadm(t, joinable(t, nil))
+	plan := planFor(f.api)
+	plan.Endpoint, plan.UnsafeSkipCA, plan.DiscoveryFile = "", false, "/etc/kubernetes/discovery.conf"
+	for text, want := range map[string]string{"a: 1": "does not describe one cluster", "clusters: [{cluster: {server: http://x}}]": "https://host:port"} {
+		f.m.Write(plan.DiscoveryFile, text)
+		_, err := Join(t.Context(), f.m.Host(), plan, discard)
+		wantCode(t, err, fault.KubeadmJoinFailed, want)
+	}
+	f.m.Write(plan.DiscoveryFile, f.api.kubeconfig)
+	var config string
+	f.m.Program(Kubeadm, func(command host.Command) (string, error) {
+		config = f.m.Read(configFile)
+		return f.run(command)
+	})
+	ca, err := Join(t.Context(), f.m.Host(), plan, discard)
+	if want := (CA{Hash: hashOf(f.api), Verified: true}); err != nil || ca != want {
+		t.Fatalf("Join = %+v, %v; want %+v", ca, err, want)
+	}
+	if !strings.Contains(config, "kubeConfigPath: /etc/kubernetes/discovery.conf") || !strings.Contains(config, "tlsBootstrapToken: "+testToken) || strings.Contains(config, "caCertHashes") {
+		t.Errorf("kubeadm's configuration:\n%s", config)
+	}
+}
+
 func TestJoinWithAHash(t *testing.T) {
 	t.Parallel()
 	f := newFakeKubeadm(t, joinable(t, nil))

@@ -142,6 +142,9 @@ func renderJoin(plan JoinPlan) (*config, error) {
 	join := b.join
 	if b.file.KubeConfigPath != "" {
 		join.Discovery.File = &b.file
+		if join.Discovery.TLSBootstrapToken == "" { // kubeadm's --token is both
+			join.Discovery.TLSBootstrapToken = b.token.Token
+		}
 	} else {
 		if len(b.token.CACertHashes) > 0 {
 			b.token.UnsafeSkipCAVerification = false

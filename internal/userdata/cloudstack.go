@@ -102,11 +102,8 @@ func (p *parser) leftTo() []string {
 	switch i := p.intent; {
 	case i.Mode == ModeNone:
 		return nil
-	case i.Discovery.File != "":
-		what = "it finds its cluster by a file (" + quote(i.Discovery.File) + ")"
-	case i.NodeName != "":
-		// CloudStack knows a node by its host name (contract 5.5), and so do later boots.
-		what = "it gives the node a name other than the machine's"
+	case i.Discovery.File != "" && !path.IsAbs(i.Discovery.File):
+		what = "it finds its cluster by a file from elsewhere (" + quote(i.Discovery.File) + ")"
 	case !slices.Contains([]string{"", "/run/containerd/containerd.sock", "/var/run/containerd/containerd.sock"}, strings.TrimPrefix(i.CRISocket, "unix://")):
 		what = "it uses another container runtime than containerd (" + quote(i.CRISocket) + ")"
 	case i.VRISO != "":
@@ -521,7 +518,7 @@ func (p *parser) surroundings() {
 		}
 	}
 	for _, file := range p.config.files {
-		own := isOurs(file.path) || strings.HasPrefix(file.path, cloudstackPKI) || file.path == p.intent.KubeadmConfig
+		own := isOurs(file.path) || strings.HasPrefix(file.path, cloudstackPKI) || file.path == p.intent.KubeadmConfig || file.path == p.intent.Discovery.File
 		if !own && watched().MatchString(file.path) {
 			p.hand("it writes %s, which is in the way of nodeagent's own work", quote(file.path))
 		}

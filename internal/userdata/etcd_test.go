@@ -121,3 +121,31 @@ func TestKubeadmDocuments(t *testing.T) {
 		t.Errorf("problems %v, want the endpoint", problems)
 	}
 }
+
+// Joins with a file of kubeadm's, by a kubeconfig on the machine or under another name
+// are nodeagent's too.
+func TestJoinsByFiles(t *testing.T) {
+	t.Parallel()
+	worker := string(corpusText(t, "worker-4.21"))
+	const call = "kubeadm join 10.1.1.57:6443 --token " + testToken + " --discovery-token-unsafe-skip-ca-verification"
+	withFile := edit(t, edit(t, worker, call, "kubeadm join --config /etc/kubernetes/join.yaml"), "write_files:\n", `write_files:
+  - path: /etc/kubernetes/join.yaml
+    content: |
+      apiVersion: kubeadm.k8s.io/v1beta3
+      kind: JoinConfiguration
+      discovery:
+        bootstrapToken:
+          token: `+testToken+`
+          apiServerEndpoint: 10.1.1.57:6443
+          unsafeSkipCAVerification: true
+`)
+	intent, problems := Parse([]byte(withFile))
+	if intent.Handover != HandoverNodeagent || intent.Mode != ModeJoin || intent.Endpoint != "10.1.1.57:6443" || intent.KubeadmDocuments.Empty() || len(problems) > 0 {
+		t.Errorf("with a file: %s, mode %s at %q because of %q, %v", intent.Handover, intent.Mode, intent.Endpoint, intent.HandoverReasons, problems)
+	}
+	by := edit(t, worker, call, "kubeadm join --token "+testToken+" --discovery-file /etc/kubernetes/discovery.conf")
+	by = edit(t, by, "write_files:\n", "write_files:\n  - path: /etc/kubernetes/discovery.conf\n    content: x\n")
+	if intent, problems := Parse([]byte(by)); intent.Handover != HandoverNodeagent || intent.Discovery.File != "/etc/kubernetes/discovery.conf" || len(problems) > 0 {
+		t.Errorf("by a kubeconfig: %s because of %q, %v", intent.Handover, intent.HandoverReasons, problems)
+	}
+}

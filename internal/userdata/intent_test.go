@@ -165,7 +165,6 @@ func TestParseHandsOver(t *testing.T) {
 		{"kubeadm with a variable", edit(t, control, "--token-ttl 0", "--token-ttl 0 $EXTRA"), "depends on a variable"},
 		{"kubeadm under timeout", edit(t, control, "kubeadm init --token", "timeout 600 kubeadm init --token"), `the command "timeout"`},
 		{"online", edit(t, control, "ATTEMPT_ONLINE_INSTALL=false", "ATTEMPT_ONLINE_INSTALL=true"), "installs from the internet"},
-		{"node name", edit(t, control, "--token-ttl 0", "--token-ttl 0 --node-name cp-1"), "a name other than the machine's"},
 		{"container runtime", edit(t, control, "--cri-socket /run/containerd/containerd.sock", "--cri-socket=unix:///run/crio/crio.sock"), "another container runtime"},
 		{"no dashboard", edit(t, control, "${MANIFESTS}/dashboard.yaml", "${MANIFESTS}/network.yaml"), "applies neither dashboard.yaml"},
 		{"no binding", edit(t, control, "clusterrolebinding cluster-admin-binding", "rolebinding admin-binding"), "cluster-admin-binding"},
