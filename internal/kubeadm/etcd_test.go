@@ -255,3 +255,16 @@ func otherArch() string {
 	}
 	return "arm64"
 }
+
+// Whoever waits for the others is told for which.
+func TestMissingPeers(t *testing.T) {
+	t.Parallel()
+	there := healthServer(t, healthy)
+	gone := fmt.Sprintf("http://127.0.0.1:%d", freePorts(t, 1)[0])
+	if text := missingPeers(t.Context(), EtcdMember{peers: []string{there, gone}}); !strings.HasPrefix(text, gone+": ") || strings.Contains(text, there+":") {
+		t.Errorf("missing: %s", text)
+	}
+	if text := missingPeers(t.Context(), EtcdMember{peers: []string{there}}); !strings.Contains(text, "no quorum yet") {
+		t.Errorf("missing: %s", text)
+	}
+}

@@ -179,14 +179,26 @@ func freePorts(t *testing.T, count int) []int {
 
 func etcdPut(t *testing.T, endpoint, key string) {
 	t.Helper()
-	body := fmt.Sprintf(`{"key": %q, "value": "eA=="}`, base64.StdEncoding.EncodeToString([]byte(key)))
-	reply, err := http.Post(endpoint+"/v3/kv/put", "application/json", strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	reply.Body.Close()
-	if reply.StatusCode != http.StatusOK {
-		t.Fatalf("put: %s", reply.Status)
+	etcdPost(t, endpoint+"/v3/kv/put", fmt.Sprintf(`{"key": %q, "value": "eA=="}`, base64.StdEncoding.EncodeToString([]byte(key))))
+}
+
+// etcdPost asks until etcd does it: it adds no member while another has just come.
+func etcdPost(t *testing.T, url, body string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for {
+		reply, err := http.Post(url, "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		reply.Body.Close()
+		if reply.StatusCode == http.StatusOK {
+			return
+		}
+		if !sleep(ctx, firstBackoff) {
+			t.Fatalf("%s: %s", url, reply.Status)
+		}
 	}
 }
 
@@ -271,6 +283,19 @@ func TestEtcdForReal(t *testing.T) {
 	}
 	if keys, err := countKeys(ctx, client, endpoints[2], "/registry/"); err != nil || keys != 1 {
 		t.Errorf("%d keys, %v; want the one", keys, err)
+	}
+
+	// A further member joins the cluster that runs, and is what it is on the next run.
+	more := freePorts(t, 2)
+	peer, own := fmt.Sprintf("http://127.0.0.1:%d", more[0]), fmt.Sprintf("http://127.0.0.1:%d", more[1])
+	etcdPost(t, endpoints[0]+"/v3/cluster/member/add", fmt.Sprintf(`{"peerURLs": [%q]}`, peer))
+	fourth := EtcdPlan{Name: "etcd-4", InitialCluster: strings.Join(members, ",") + ",etcd-4=" + peer, State: "existing", Token: "etcd-cluster-1",
+		Flags: []string{"--initial-advertise-peer-urls", peer, "--listen-peer-urls", peer, "--advertise-client-urls", own, "--listen-client-urls", own}}
+	joiner := newEtcdMachine(t, program)
+	for range 2 {
+		if _, err := MakeEtcd(ctx, joiner.Host(), fourth, discard); err != nil {
+			t.Fatal(err)
+		}
 	}
 
 	// A control plane does not begin over another's data, nor without a quorum.
