@@ -17,17 +17,17 @@ import (
 // etcd, the disk, network plugins (pain-points C27, C31, C37). What does not apply to
 // this machine is left out.
 func checkHealth(ctx context.Context, h *host.Host) []gate {
-	if !h.Exists(kubeadm.KubeletConf) {
-		return []gate{}
-	}
 	ctx, cancel := context.WithTimeout(ctx, gatesTimeout)
 	defer cancel()
-	checks := []check{
-		{name: "certificates", probe: func(context.Context) (string, error) {
-			ok, detail, err := kubeadm.CertificateDays(h, time.Now())
-			return detail, notOK(ok, detail, err)
-		}},
-		{name: "disk", probe: func(context.Context) (string, error) { return probeDisk(h) }},
+	var checks []check
+	if h.Exists(kubeadm.KubeletConf) {
+		checks = []check{
+			{name: "certificates", probe: func(context.Context) (string, error) {
+				ok, detail, err := kubeadm.CertificateDays(h, time.Now())
+				return detail, notOK(ok, detail, err)
+			}},
+			{name: "disk", probe: func(context.Context) (string, error) { return probeDisk(h) }},
+		}
 	}
 	if kubeadm.HasEtcd(h) {
 		checks = append(checks, check{name: "etcd", probe: func(ctx context.Context) (string, error) {

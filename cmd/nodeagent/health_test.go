@@ -45,4 +45,9 @@ func TestHealthOfMachines(t *testing.T) {
 	if got := names(m); got != "certificates disk etcd init-pods" {
 		t.Errorf("a control node: %s", got)
 	}
+	alone := hosttest.New(t)
+	alone.Write("/etc/systemd/system/etcd.service", "")
+	if got := names(alone); got != "etcd" {
+		t.Errorf("an etcd node: %s", got)
+	}
 }

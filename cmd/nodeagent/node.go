@@ -612,6 +612,9 @@ func (n *node) findISO(ctx context.Context, report host.Report) (agent.Result, e
 	}
 	n.bundle = bundle
 	result := agent.Result{Note: fmt.Sprintf("%s on %s (label %q), %d images", bundle.Version, bundle.Device, bundle.Label, len(bundle.Images))}
+	if n.makesEtcd() { // neither containerd nor the images are for it
+		return result, nil
+	}
 	machine, err := kubeadm.ReadMachine(ctx, n.host)
 	if err != nil {
 		return result, err

@@ -168,7 +168,7 @@ func Catalogue() []Entry {
 		{EtcdDataForeign, "There are data of etcd that are not those of the cluster to be made.",
 			"Nothing was changed. Give the node the folder or the etcd of its own cluster; if the old data are given up for good, move them away. Then `systemctl restart nodeagent`."},
 		{EtcdDataMissing, "The data of a member of etcd that has been part of its cluster are gone.",
-			"Bring the folder back (is its disk mounted?). If it is lost, do not start the member empty: `etcdctl member remove` and `etcdctl member add` on another one make it anew."},
+			"Bring the folder back (is its disk mounted?). If it is lost: `etcdctl member remove` and `etcdctl member add` on another member, here remove AssertDirectoryNotEmpty= from /etc/systemd/system/etcd.service, then `systemctl daemon-reload` and `systemctl restart nodeagent`."},
 		{EtcdUnencrypted, "etcd is spoken to without encryption: who sees the network sees all secrets of the cluster.",
 			"Nothing, where the network is the cluster's alone (CloudStack's own etcd nodes are so). Else give etcd certificates in the template of its userdata."},
 		{KubeletFailed, "kubelet did not come up.", "See `journalctl -u kubelet` and `systemctl status kubelet`, then `systemctl restart nodeagent`."},

@@ -174,7 +174,7 @@ func RunEtcd(ctx context.Context, h *host.Host, report host.Report) (EtcdMember,
 	if member.endpoint == "" { // systemd's word counts: etcd says it is ready when it has joined
 		return member, nil
 	}
-	client, err := etcdClient(h, EtcdTLS{})
+	client, err := etcdHTTP(h, EtcdTLS{})
 	if err != nil {
 		return member, fault.Wrap(fault.EtcdFailed, err, "cannot ask etcd")
 	}
@@ -199,12 +199,30 @@ func EtcdHealthy(ctx context.Context, h *host.Host) (detail string, err error) {
 	if member.endpoint == "" {
 		return etcdUnit + " is active", nil
 	}
-	client, err := etcdClient(h, EtcdTLS{})
+	client, err := etcdHTTP(h, EtcdTLS{})
 	if err != nil {
 		return "", err
 	}
 	defer client.CloseIdleConnections()
 	return member.endpoint + " has a quorum", askEtcd(ctx, client, member.endpoint)
+}
+
+// etcdAloneHealth is EtcdHealth of a node for etcd alone.
+func etcdAloneHealth(ctx context.Context, h *host.Host) (ok bool, detail string, err error) {
+	member, _, err := readEtcdUnit(h)
+	if err != nil {
+		return false, "", fmt.Errorf("cannot ask etcd: %w", err)
+	}
+	if member.endpoint == "" { // with certificates that are not ours
+		detail, err = EtcdHealthy(ctx, h)
+		return err == nil, detail, err
+	}
+	client, err := etcdHTTP(h, EtcdTLS{})
+	if err != nil {
+		return false, "", fmt.Errorf("cannot ask etcd: %w", err)
+	}
+	defer client.CloseIdleConnections()
+	return etcdHealth(ctx, client, member.endpoint)
 }
 
 // peerReportInterval is between two looks which of the others answer.

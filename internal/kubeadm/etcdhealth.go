@@ -4,6 +4,7 @@ package kubeadm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -26,7 +27,7 @@ import (
 // EtcdTLS are the files by which etcd is spoken to; "" where it takes none.
 type EtcdTLS struct{ CAFile, CertFile, KeyFile string }
 
-func etcdClient(h *host.Host, files EtcdTLS) (*http.Client, error) {
+func etcdHTTP(h *host.Host, files EtcdTLS) (*http.Client, error) {
 	settings := &tls.Config{MinVersion: tls.VersionTLS12}
 	if files.CAFile != "" {
 		ca, err := h.ReadFile(files.CAFile)
@@ -68,16 +69,11 @@ func askEtcd(ctx context.Context, client *http.Client, endpoint string) error {
 	}
 	defer reply.Body.Close()
 	var health struct{ Health, Reason string }
-	if err := json.NewDecoder(io.LimitReader(reply.Body, maxEtcdReply)).Decode(&health); err != nil {
-		return fmt.Errorf("it answers %d, not as etcd does", reply.StatusCode)
+	_ = json.NewDecoder(io.LimitReader(reply.Body, maxEtcdReply)).Decode(&health) // what is no JSON is not healthy
+	if health.Health != "true" {
+		return errors.New("is not healthy: " + printable(cmp.Or(health.Reason, reply.Status)))
 	}
-	if health.Health == "true" {
-		return nil
-	}
-	if health.Reason == "" {
-		return errors.New("it is not healthy")
-	}
-	return fmt.Errorf("it is not healthy: %s", health.Reason)
+	return nil
 }
 
 // awaitEtcd waits until most of the endpoints are healthy, and returns what is wrong with
@@ -125,7 +121,7 @@ func AwaitExternalEtcd(ctx context.Context, h *host.Host, plan InitPlan, report 
 	if err != nil || len(access.endpoints) == 0 {
 		return nil, err
 	}
-	client, err := etcdClient(h, access.EtcdTLS)
+	client, err := etcdHTTP(h, access.EtcdTLS)
 	if err != nil {
 		return nil, fault.Wrap(fault.EtcdUnhealthy, err, "cannot ask etcd")
 	}

@@ -277,7 +277,7 @@ func TestEtcdForReal(t *testing.T) {
 	if _, err := RunEtcd(ctx, last.Host(), discard); err != nil {
 		t.Fatal(err)
 	}
-	client, err := etcdClient(last.Host(), EtcdTLS{})
+	client, err := etcdHTTP(last.Host(), EtcdTLS{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,6 +296,10 @@ func TestEtcdForReal(t *testing.T) {
 		if _, err := MakeEtcd(ctx, joiner.Host(), fourth, discard); err != nil {
 			t.Fatal(err)
 		}
+	}
+
+	if ok, detail, err := EtcdHealth(ctx, first.Host()); err != nil || !ok || !strings.HasPrefix(detail, "4 of 4 members work, 1 may fail") {
+		t.Errorf("health %v, %q, %v", ok, detail, err)
 	}
 
 	// A control plane does not begin over another's data, nor without a quorum.

@@ -117,14 +117,18 @@ func certificateEnd(text []byte) (time.Time, error) {
 	return time.Time{}, errors.New("it holds no certificate")
 }
 
-// HasEtcd says whether a member of etcd runs on this machine as a pod of kubeadm's.
-func HasEtcd(h *host.Host) bool { return h.Exists(etcdClient + ".crt") }
+// HasEtcd says whether a member of etcd runs on this machine, as a pod of kubeadm's or
+// alone.
+func HasEtcd(h *host.Host) bool { return h.Exists(etcdClient+".crt") || h.Exists(etcdService) }
 
 // EtcdHealth asks this machine's etcd for its members and each of them whether it
 // works: over the JSON form of etcd's API (etcd.io/docs, api_grpc_gateway). ok is false
 // where a member does not answer; detail says how many more may fail (K7). It returns
 // when ctx ends at the latest.
 func EtcdHealth(ctx context.Context, h *host.Host) (ok bool, detail string, err error) {
+	if h.Exists(etcdService) {
+		return etcdAloneHealth(ctx, h)
+	}
 	etcd, err := openEtcd(h)
 	if err != nil {
 		return false, "", fmt.Errorf("cannot ask etcd: %w", err)
@@ -222,26 +226,12 @@ func etcdMembers(ctx context.Context, etcd *http.Client, endpoint string) ([]etc
 	return list.Members, nil
 }
 
-// memberHealth asks a member's /health (etcd.io/docs, monitoring).
+// memberHealth asks a member for its health.
 func memberHealth(ctx context.Context, etcd *http.Client, member etcdMember) error {
 	if len(member.ClientURLs) == 0 {
 		return errors.New("has not started")
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, member.ClientURLs[0]+"/health", nil)
-	if err != nil {
-		return err
-	}
-	reply, err := etcd.Do(request)
-	if err != nil {
-		return withoutAddress(err)
-	}
-	defer reply.Body.Close()
-	var health struct{ Health, Reason string }
-	_ = json.NewDecoder(io.LimitReader(reply.Body, 64<<10)).Decode(&health) // what is no JSON is not healthy
-	if health.Health != "true" {
-		return errors.New("is not healthy: " + printable(cmp.Or(health.Reason, reply.Status)))
-	}
-	return nil
+	return askEtcd(ctx, etcd, member.ClientURLs[0])
 }
 
 // printable makes one line of a text from elsewhere that a terminal can show.
