@@ -268,3 +268,21 @@ func TestMissingPeers(t *testing.T) {
 		t.Errorf("missing: %s", text)
 	}
 }
+
+// Two etcds with one member's identity must not meet: a machine that may be a copy holds
+// its etcd back as it does its kubelet.
+func TestHoldEtcd(t *testing.T) {
+	t.Parallel()
+	m := hosttest.New(t)
+	m.AddUnit(host.Unit{Name: etcdUnit, FileState: "enabled", ActiveState: "active"})
+	m.Write(etcdService, "")
+	if err := HoldKubelet(t.Context(), m.Host()); err != nil {
+		t.Fatal(err)
+	}
+	if err := LetKubeletGo(t.Context(), m.Host()); err != nil {
+		t.Fatal(err)
+	}
+	if done := m.Actions(); !slices.Equal(done, []string{"disable etcd.service", "stop etcd.service", "enable etcd.service", "start etcd.service"}) {
+		t.Errorf("did %q", done)
+	}
+}

@@ -33,24 +33,42 @@ func TakeStock(ctx context.Context, h *host.Host) (Stock, error) {
 	return s, err
 }
 
-// HoldKubelet keeps the kubelet of a machine that may be a copy of another from coming
-// up as that; a start that systemd has queued is taken back. It does not wait.
+// HoldKubelet keeps the kubelet, or the etcd, of a machine that may be a copy of another
+// from coming up as that; a start that systemd has queued is taken back. It does not wait.
 func HoldKubelet(ctx context.Context, h *host.Host) error {
-	_, err := disableAndStop(ctx, h, kubeletUnit)
-	return err
+	return eachMemberUnit(ctx, h, func(unit string) error {
+		_, err := disableAndStop(ctx, h, unit)
+		return err
+	})
 }
 
 // LetKubeletGo undoes HoldKubelet.
 func LetKubeletGo(ctx context.Context, h *host.Host) error {
-	state, err := h.Units.State(ctx, kubeletUnit)
-	if err != nil || !state.Exists() {
+	return eachMemberUnit(ctx, h, func(unit string) error {
+		if _, err := h.Units.Enable(ctx, unit); err != nil {
+			return err
+		}
+		_, err := h.Units.Start(ctx, unit)
 		return err
+	})
+}
+
+// eachMemberUnit is for those units by which the machine is a member that it has.
+func eachMemberUnit(ctx context.Context, h *host.Host, do func(unit string) error) error {
+	units := []string{kubeletUnit}
+	if h.Exists(etcdService) {
+		units = append(units, etcdUnit)
 	}
-	if _, err := h.Units.Enable(ctx, kubeletUnit); err != nil {
-		return err
+	for _, unit := range units {
+		state, err := h.Units.State(ctx, unit)
+		if err == nil && state.Exists() {
+			err = do(unit)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	_, err = h.Units.Start(ctx, kubeletUnit)
-	return err
+	return nil
 }
 
 const caFile = "/etc/kubernetes/pki/ca.crt"

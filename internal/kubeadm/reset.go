@@ -67,12 +67,10 @@ var (
 	identity = []string{"/etc/kubernetes", "/var/lib/kubelet", "/var/lib/etcd", "/etc/cni/net.d", "/var/lib/cni", "/run/flannel",
 		rootKubeconfig, "/home/cloud/.kube/config", "/var/log/pods", "/var/log/containers", upgradeJournalFile, upgradeFolder, journalFile}
 	// fromISO is the rest. kubeadm goes last: without it nothing more can be reset.
-	fromISO = []string{binFolder + "/kubelet", binFolder + "/kubectl", binFolder + "/crictl", binFolder + "/etcd", binFolder + "/etcdctl",
+	fromISO = []string{binFolder + "/kubelet", binFolder + "/kubectl", binFolder + "/crictl", binFolder + "/etcd", binFolder + "/etcdctl", binFolder + "/etcdutl",
 		"/opt/cni", "/opt/autoscaler", "/opt/provider", "/opt/csi", Manifests,
 		"/etc/systemd/system/" + kubeletUnit, "/etc/systemd/system/" + kubeletUnit + ".d", "/etc/systemd/system/" + etcdUnit, Kubeadm}
 )
-
-const etcdUnit = "etcd.service"
 
 // podLinks are names of links that network plugins make.
 var podLinks = []string{"cni*", "flannel.*", "cali*", "vxlan.calico", "cilium_*", "lxc*", "weave", "datapath", "vxlan-*", "vethwe-*", "kube-ipvs0", "kube-bridge", "nodelocaldns"}
