@@ -6,10 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"net/url"
-	"os"
 	"path"
 	"regexp"
 	"runtime"
@@ -46,22 +46,26 @@ type EtcdPlan struct {
 // archive. It reports whether anything changed. An ISO without etcd is
 // fault.ISOIncomplete: CloudStack's builder puts it there only when asked to.
 func InstallEtcd(ctx context.Context, h *host.Host, bundle *Bundle) (changed bool, err error) {
-	root, err := os.OpenRoot(h.Path(bundle.Dir))
+	files, err := bundle.open(ctx, h)
 	if err != nil {
-		return false, fault.Wrap(fault.InstallFailed, err, "cannot read the binaries ISO")
+		return false, withCode(fault.InstallFailed, err, "cannot read the binaries ISO")
 	}
-	defer root.Close()
-	names, err := archivesFor(root.FS(), "etcd/etcd*.tar.gz")
+	defer files.Close()
+	names, err := archivesFor(files, "etcd/etcd*.tar.gz")
 	if err != nil {
-		return false, fault.Wrap(fault.InstallFailed, err, "cannot read the binaries ISO")
+		return false, withCode(fault.InstallFailed, err, "cannot read the binaries ISO")
 	}
 	if len(names) != 1 {
 		return false, fault.New(fault.ISOIncomplete, "the binaries ISO in %s has %d archives etcd/etcd*.tar.gz; one was expected", bundle.Device, len(names)).
 			WithHint("Build the ISO with create-kubernetes-binaries-iso.sh of CloudStack 4.21 or later and its last argument, the version of etcd.")
 	}
-	file, err := root.Open(names[0])
+	// As installArchive does: it takes effect while it is read.
+	if err := files.verify(names[0]); err != nil {
+		return false, withCode(fault.InstallFailed, err, "cannot install etcd")
+	}
+	file, err := files.Open(names[0])
 	if err != nil {
-		return false, fault.Wrap(fault.InstallFailed, err, "cannot read %s of the binaries ISO", names[0])
+		return false, withCode(fault.InstallFailed, err, "cannot install etcd")
 	}
 	defer file.Close()
 	var failed error // of writing, which is not the ISO's fault
@@ -80,11 +84,14 @@ func InstallEtcd(ctx context.Context, h *host.Host, bundle *Bundle) (changed boo
 		changed, seen = changed || wrote, seen || name == "etcd"
 		return failed
 	})
+	if err == nil {
+		_, err = io.Copy(io.Discard, file)
+	}
 	switch {
 	case failed != nil:
 		return changed, fault.Wrap(fault.InstallFailed, failed, "cannot install etcd")
 	case err != nil:
-		return changed, fault.Wrap(fault.ISOInvalid, err, "cannot use %s of the binaries ISO", names[0])
+		return changed, withCode(fault.ISOInvalid, err, "cannot use %s of the binaries ISO", names[0])
 	case !seen:
 		return changed, fault.New(fault.ISOInvalid, "%s of the binaries ISO has no etcd in it", names[0])
 	}
