@@ -192,15 +192,13 @@ func truncated(label string) string {
 // A download that was cut off is said to be one, with what it lacks.
 func TestFindISOTruncated(t *testing.T) {
 	t.Parallel()
-	files := bundleFiles(t, "v1.34.4")
-	for want, change := range map[string]func(*hosttest.Machine){
-		"the binaries ISO in /dev/sr0 (label CDROM) is cut off: 34816 of 524288 bytes are there": func(*hosttest.Machine) {},
-		"the binaries ISO in /dev/sr0 (label CDROM) is cut off: 34816 of 524288 bytes are there; it lacks k8s/kubectl": func(m *hosttest.Machine) {
-			delete(files, "k8s/kubectl")
-		},
+	for want, lacks := range map[string]string{
+		"the binaries ISO in /dev/sr0 (label CDROM) is cut off: 34816 of 524288 bytes are there":                       "",
+		"the binaries ISO in /dev/sr0 (label CDROM) is cut off: 34816 of 524288 bytes are there; it lacks k8s/kubectl": "k8s/kubectl",
 	} {
 		m := testMachine(t)
-		change(m)
+		files := bundleFiles(t, "v1.34.4")
+		delete(files, lacks)
 		addDevice(t, m, "sr0", "CDROM", files)
 		m.Write("/dev/sr0", truncated("CDROM"))
 		_, err := findISO(t.Context(), m.Host(), "", nil, discard)
