@@ -21,7 +21,6 @@ import (
 
 	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
-	"nodeagent/internal/host/hosttest"
 )
 
 // deadFS is storage that does not answer once dead is closed.
