@@ -316,10 +316,33 @@ func (m manager) ListUnits() (units []listedUnit, _ *godbus.Error) {
 
 type properties struct{ f *fakeSystemd }
 
-// Get answers for the unit of the path, in which systemd writes bytes other than
-// letters and digits as _ and their number.
+// GetAll answers for the unit of the path.
+func (p properties) GetAll(message godbus.Message, face string) (map[string]godbus.Variant, *godbus.Error) {
+	p.f.call("GetAll " + strings.TrimPrefix(face, "org.freedesktop.systemd1."))
+	unit := p.unit(message)
+	job := struct {
+		ID   uint32
+		Path godbus.ObjectPath
+	}{unit.JobID, "/"}
+	return map[string]godbus.Variant{
+		"Id": godbus.MakeVariant(unit.ID), "LoadState": godbus.MakeVariant(unit.LoadState),
+		"ActiveState": godbus.MakeVariant(unit.ActiveState), "UnitFileState": godbus.MakeVariant(unit.FileState),
+		"TriggeredBy": godbus.MakeVariant(append([]string{}, unit.TriggeredBy...)), "Job": godbus.MakeVariant(job),
+	}, nil
+}
+
+// Get answers with a unit's Result.
 func (p properties) Get(message godbus.Message, _, property string) (godbus.Variant, *godbus.Error) {
 	p.f.call("Get " + property)
+	if property != "Result" {
+		return godbus.Variant{}, godbus.NewError("org.freedesktop.DBus.Error.UnknownProperty", nil)
+	}
+	return godbus.MakeVariant(p.unit(message).Result), nil
+}
+
+// unit is that of the path, in which systemd writes bytes other than letters and
+// digits as _ and their number.
+func (p properties) unit(message godbus.Message) Unit {
 	path, _ := message.Headers[godbus.FieldPath].Value().(godbus.ObjectPath)
 	name := strings.NewReplacer("_2e", ".", "_2d", "-").Replace(filepath.Base(string(path)))
 	p.f.mu.Lock()
@@ -328,17 +351,5 @@ func (p properties) Get(message godbus.Message, _, property string) (godbus.Vari
 	if known := p.f.units[name]; known != nil {
 		unit = *known
 	}
-	job := struct {
-		ID   uint32
-		Path godbus.ObjectPath
-	}{unit.JobID, "/"}
-	value, known := map[string]godbus.Variant{
-		"Id": godbus.MakeVariant(unit.ID), "LoadState": godbus.MakeVariant(unit.LoadState),
-		"ActiveState": godbus.MakeVariant(unit.ActiveState), "UnitFileState": godbus.MakeVariant(unit.FileState),
-		"TriggeredBy": godbus.MakeVariant(append([]string{}, unit.TriggeredBy...)), "Job": godbus.MakeVariant(job), "Result": godbus.MakeVariant(unit.Result),
-	}[property]
-	if !known {
-		return value, godbus.NewError("org.freedesktop.DBus.Error.UnknownProperty", nil)
-	}
-	return value, nil
+	return unit
 }

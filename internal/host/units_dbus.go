@@ -105,22 +105,15 @@ func (s *Systemd) call(ctx context.Context, idempotent bool, do func(*dbus.Conn)
 	return sent, do(conn)
 }
 
-// State implements Units. It asks for no more than it tells: all properties of a
-// service are hundreds, and cost systemd more than all else that nodeagent does to a
-// router.
+// State implements Units. It asks once, for what every unit has: the properties of
+// services alone are hundreds, and each further call waits for a systemd that has a boot
+// to see to.
 func (s *Systemd) State(ctx context.Context, name string) (Unit, error) {
-	properties := map[string]any{}
-	_, err := s.call(ctx, true, func(conn *dbus.Conn) error {
-		// The job first: where there is none any more, the state is that after it.
-		for _, key := range []string{"Job", "Id", "LoadState", "ActiveState", "UnitFileState", "TriggeredBy"} {
-			property, err := conn.GetUnitPropertyContext(ctx, name, key)
-			if err != nil {
-				return err
-			}
-			properties[key] = property.Value.Value()
-		}
-		if properties["ActiveState"] == "active" || properties["ActiveState"] == "inactive" {
-			return nil
+	var properties map[string]any
+	_, err := s.call(ctx, true, func(conn *dbus.Conn) (err error) {
+		properties, err = conn.GetUnitPropertiesContext(ctx, name)
+		if state := properties["ActiveState"]; err != nil || state == "active" || state == "inactive" {
+			return err
 		}
 		result, err := conn.GetUnitTypePropertyContext(ctx, name, unitType(name), "Result")
 		if err == nil {
