@@ -49,6 +49,8 @@ type config struct {
 	skipped   []string // phases the userdata leaves out
 
 	externalEtcd bool // of init: this machine has no etcd
+	// ownAPI is, of the join of a control node, where its API server will be.
+	ownAPI localEndpoint
 }
 
 // ImageRepository returns the registry the flags ask for, or "".

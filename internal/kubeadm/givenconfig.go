@@ -352,5 +352,9 @@ func renderGivenJoin(plan JoinPlan) (*config, error) {
 	} else {
 		fillText(join, discoveryLimit, "discovery", "timeout")
 	}
-	return g.finish(join, register(join, plan.NodeName), plan.Flags)
+	c, err := g.finish(join, register(join, plan.NodeName), plan.Flags)
+	if own := child(join, "controlPlane", "localAPIEndpoint"); err == nil && own != nil {
+		err = own.Decode(&c.ownAPI)
+	}
+	return c, err
 }

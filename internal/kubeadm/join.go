@@ -3,6 +3,7 @@
 package kubeadm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,6 +61,8 @@ const (
 	maxSkew    = 4 * time.Minute
 	clockLimit = 3 * time.Minute // for the time service to set the clock right (K4)
 )
+
+const defaultAPIPort = 6443 // kubeadm's
 
 // prepare waits until the cluster can be joined, and binds kubeadm to its CA.
 func (j *joinRun) prepare(ctx context.Context) error {
@@ -150,18 +153,12 @@ func (j *joinRun) inspect(ctx context.Context, limit time.Duration) clusterState
 		return clusterComplete
 	}
 	// Its own API server is ready only with its etcd, which then is a member.
-	own := api.at("https://" + net.JoinHostPort(j.plan.AdvertiseAddress, strconv.Itoa(j.port())))
-	if err := own.waitAnswer(ctx); err != nil {
+	own := j.config.ownAPI
+	server := net.JoinHostPort(own.AdvertiseAddress, strconv.Itoa(cmp.Or(own.BindPort, defaultAPIPort)))
+	if err := api.at("https://" + server).waitAnswer(ctx); err != nil {
 		return clusterBroken
 	}
 	return clusterOpen
-}
-
-func (j *joinRun) port() int {
-	if j.plan.BindPort > 0 {
-		return j.plan.BindPort
-	}
-	return 6443
 }
 
 // finish gives a control node, a member already, the label that it lacks.

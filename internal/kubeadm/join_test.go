@@ -297,8 +297,8 @@ func TestJoinAfterAKill(t *testing.T) {
 			plan := planFor(f.api)
 			if test.control {
 				host, port, _ := strings.Cut(plan.Endpoint, ":")
-				plan.ControlPlane, plan.AdvertiseAddress = true, host
-				fmt.Sscan(port, &plan.BindPort)
+				plan.ControlPlane, plan.AdvertiseAddress = true, "192.0.2.1" // the flags win
+				plan.Flags = []string{"--apiserver-advertise-address=" + host, "--apiserver-bind-port", port}
 			}
 			if _, err := Join(t.Context(), f.m.Host(), plan, discard); err != nil {
 				t.Errorf("error = %v", err)

@@ -165,7 +165,7 @@ func renderJoin(plan JoinPlan) (*config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot write kubeadm's configuration: %w", err)
 	}
-	c := &config{file: file, args: rest, criSocket: join.NodeRegistration.CRISocket, skipped: join.SkipPhases}
+	c := &config{file: file, args: rest, criSocket: join.NodeRegistration.CRISocket, skipped: join.SkipPhases, ownAPI: b.control.LocalAPIEndpoint}
 	c.hide(b.token.Token)
 	c.hide(join.Discovery.TLSBootstrapToken)
 	c.hide(b.control.CertificateKey)
