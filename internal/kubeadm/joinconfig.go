@@ -28,7 +28,6 @@ type JoinPlan struct {
 
 	ControlPlane     bool
 	AdvertiseAddress string // IP address of this control node
-	BindPort         int    // of its API server; 0 leaves it to kubeadm
 	CertificateKey   secret.Text
 
 	// Documents and Flags are as InitPlan's.
@@ -92,7 +91,7 @@ func newJoinBuilder(plan JoinPlan) *joinBuilder {
 		},
 	}
 	b.control = joinControl{
-		LocalAPIEndpoint: localEndpoint{AdvertiseAddress: plan.AdvertiseAddress, BindPort: plan.BindPort},
+		LocalAPIEndpoint: localEndpoint{AdvertiseAddress: plan.AdvertiseAddress},
 		CertificateKey:   plan.CertificateKey.Reveal(),
 	}
 	b.token = discoveryToken{Token: plan.Token.Reveal(), APIServerEndpoint: plan.Endpoint,
