@@ -49,14 +49,14 @@ func TestQEMUArgs(t *testing.T) {
 	t.Parallel()
 	spec := MachineSpec{Name: "n1", MemoryMiB: 2048, CPUs: 2, Kernel: "/k", Initrd: "/i", Append: "console=ttyS0", ExtraDisks: []string{"/d,1.img"}}
 	host := hostFiles{overlay: "/o.qcow2", tap: "tap3", bootArgs: "/b", mac: net.HardwareAddr{2, 1, 10, 1, 1, 11}}
-	direct := strings.Join(qemuArgs(spec, "tcg", host), " ")
+	direct := strings.Join(qemuArgs(findTestPlatform(t, ""), spec, "tcg", host), " ")
 	contains(t, "arguments", direct,
 		"-machine q35 -smp 2 -m 2048 -accel tcg,thread=multi -cpu max",
 		"cache=unsafe,discard=unmap,file=/o.qcow2", "mac=02:01:0a:01:01:0b", "ifname=tap3",
 		"name=org.qemu.guest_agent.0", "scsi-cd,bus=scsi0.0,scsi-id=0,id=cd0", "file=/d,,1.img",
 		"-fw_cfg name=opt/cloudstack/cmdline,file=/b", "-kernel /k -append console=ttyS0 -initrd /i")
 	spec.BootFromDisk = true
-	if fromDisk := strings.Join(qemuArgs(spec, "kvm", host), " "); strings.Contains(fromDisk, "-kernel") || !strings.Contains(fromDisk, "-accel kvm") {
+	if fromDisk := strings.Join(qemuArgs(findTestPlatform(t, ""), spec, "kvm", host), " "); strings.Contains(fromDisk, "-kernel") || !strings.Contains(fromDisk, "-accel kvm") {
 		t.Errorf("got %s, want no kernel, and kvm", fromDisk)
 	}
 }

@@ -137,7 +137,7 @@ func TestQEMUArgsConfigDrive(t *testing.T) {
 		ConfigDrivePartition: "readonly=on,file=/c,,d -device virtio-blk-pci,drive=config0",
 	} {
 		spec := MachineSpec{Name: "n1", ConfigDrive: place, Kernel: "/k"}
-		args := strings.Join(qemuArgs(spec, "tcg", hostFiles{configDrive: "/c,d", mac: net.HardwareAddr{2}}), " ")
+		args := strings.Join(qemuArgs(findTestPlatform(t, ""), spec, "tcg", hostFiles{configDrive: "/c,d", mac: net.HardwareAddr{2}}), " ")
 		contains(t, "arguments for "+string(place), args, want)
 	}
 }

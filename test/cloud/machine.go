@@ -28,6 +28,9 @@ type MachineSpec struct {
 	Disk string
 	// DiskBytes is the size of the root disk; zero: the template's own.
 	DiskBytes int64
+	// Arch is the kind of machine, amd64 or arm64. Empty: amd64. arm64 is
+	// emulated on every host.
+	Arch string
 	// ExtraDisks are raw images attached as further virtio disks, written to.
 	ExtraDisks []string
 	// Address is the fixed address; zero: the next free one from 10.1.1.11.
@@ -76,6 +79,7 @@ type Machine struct {
 	ID      string // CloudStack's id of the machine, also cloud-init's instance-id
 
 	cloud       *Cloud
+	platform    platform
 	overlay     string
 	uefiVars    string
 	tap         string
@@ -124,6 +128,10 @@ func (c *Cloud) reserve(spec MachineSpec) (*Machine, error) {
 	if !validName(spec.Name) {
 		return nil, errors.New("the name is no host name")
 	}
+	on, err := findPlatform(spec.Arch)
+	if err != nil {
+		return nil, err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -150,7 +158,7 @@ func (c *Cloud) reserve(spec MachineSpec) (*Machine, error) {
 	}
 	octets := spec.Address.As4()
 	m := &Machine{
-		Spec: spec, Address: spec.Address, ID: uuid.NewString(), cloud: c,
+		Spec: spec, Address: spec.Address, ID: uuid.NewString(), cloud: c, platform: on,
 		MAC:      net.HardwareAddr{0x02, 0x01, octets[0], octets[1], octets[2], octets[3]},
 		overlay:  filepath.Join(c.dir, spec.Name+".qcow2"),
 		uefiVars: filepath.Join(c.dir, spec.Name+".uefivars"),
@@ -206,7 +214,7 @@ func (m *Machine) make(ctx context.Context) error {
 		return fmt.Errorf("cannot make disk: %w: %s", err, output)
 	}
 	if m.Spec.UEFI {
-		vars, err := os.ReadFile(uefiVars)
+		vars, err := os.ReadFile(m.platform.uefiVars)
 		if err != nil {
 			return fmt.Errorf("cannot make UEFI variables: %w", err)
 		}
@@ -267,7 +275,7 @@ func (m *Machine) PowerOn(ctx context.Context) error {
 	if m.power != nil && !m.power.ended() {
 		return fmt.Errorf("cannot power on machine %q: it is on", m.Spec.Name)
 	}
-	accel, err := m.cloud.accelerator(ctx, m.Spec.Kernel, m.Spec.Initrd)
+	accel, err := m.cloud.accelerator(ctx, m.platform, m.Spec.Kernel, m.Spec.Initrd)
 	if err != nil {
 		return fmt.Errorf("cannot power on machine %q: %w", m.Spec.Name, err)
 	}
@@ -290,7 +298,7 @@ func (m *Machine) launch(ctx context.Context, accel string) (*power, error) {
 	if files.configDrive, err = m.makeConfigDrive(ctx); err != nil {
 		return nil, err
 	}
-	p := &power{cmd: exec.Command("qemu-system-x86_64", qemuArgs(m.Spec, accel, files)...), exited: make(chan struct{})}
+	p := &power{cmd: exec.Command(m.platform.qemu, qemuArgs(m.platform, m.Spec, accel, files)...), exited: make(chan struct{})}
 
 	// QEMU gets sockets that listen already: nobody has to wait for them.
 	paths := make([]string, 0, 2)

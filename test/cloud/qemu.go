@@ -26,13 +26,6 @@ const (
 // kvmProbe is how long a kernel may take on KVM to write its first line.
 const kvmProbe = 10 * time.Second
 
-// UEFI firmware of Debian's package ovmf: the program, which all machines share, and
-// the variables a new machine starts with. They belong together.
-const (
-	uefiCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
-	uefiVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
-)
-
 // hostFiles are the things of the host that a QEMU command line names.
 type hostFiles struct {
 	overlay, tap, bootArgs, configDrive, uefiVars string
@@ -41,19 +34,19 @@ type hostFiles struct {
 
 // qemuArgs is the machine as CloudStack's KVM host would define it: virtio disk
 // and network, guest agent port, an empty CD drive, a serial console.
-func qemuArgs(spec MachineSpec, accel string, host hostFiles) []string {
+func qemuArgs(on platform, spec MachineSpec, accel string, host hostFiles) []string {
 	args := []string{
 		"-name", spec.Name, "-nodefaults", "-no-user-config", "-display", "none",
-		"-machine", "q35", "-smp", strconv.Itoa(spec.CPUs), "-m", strconv.Itoa(spec.MemoryMiB),
+		"-machine", on.machine, "-smp", strconv.Itoa(spec.CPUs), "-m", strconv.Itoa(spec.MemoryMiB),
 	}
 	if spec.CountInstructions {
 		args = append(args, "-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=0,sleep=on")
 	} else {
-		args = append(args, accelArgs(accel)...)
+		args = append(args, accelArgs(on, accel)...)
 	}
 	if spec.UEFI {
 		args = append(args,
-			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+uefiCode,
+			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+on.uefiCode,
 			"-drive", "if=pflash,unit=1,format=raw,file="+escape(host.uefiVars))
 	}
 	args = append(args,
@@ -108,11 +101,11 @@ func cdDrives(place ConfigDrivePlace, image string) []string {
 	return []string{"-device", fmt.Sprintf(forISOs, 0)}
 }
 
-func accelArgs(accel string) []string {
+func accelArgs(on platform, accel string) []string {
 	if accel == "kvm" {
 		return []string{"-accel", "kvm", "-cpu", "max"}
 	}
-	return []string{"-accel", "tcg,thread=multi", "-cpu", "max"}
+	return []string{"-accel", "tcg,thread=multi", "-cpu", on.cpu}
 }
 
 // escape doubles commas, which part the options of QEMU.
@@ -120,7 +113,10 @@ func escape(path string) string { return strings.ReplaceAll(path, ",", ",,") }
 
 // accelerator is "kvm" where this kernel image runs on it, else "tcg". The
 // answer is kept in the user's cache for the host's kernel release.
-func (c *Cloud) accelerator(ctx context.Context, kernel, initrd string) (string, error) {
+func (c *Cloud) accelerator(ctx context.Context, on platform, kernel, initrd string) (string, error) {
+	if !on.kvm {
+		return "tcg", nil
+	}
 	if c.accel != "" {
 		return c.accel, nil
 	}
@@ -141,7 +137,7 @@ func (c *Cloud) accelerator(ctx context.Context, kernel, initrd string) (string,
 		return "tcg", nil
 	}
 	accel := "tcg"
-	works, err := c.kernelRunsOnKVM(ctx, kernel, initrd)
+	works, err := c.kernelRunsOnKVM(ctx, on, kernel, initrd)
 	if err != nil {
 		return "", err
 	}
@@ -171,18 +167,18 @@ func kvmCacheFile() (string, error) {
 // kernelRunsOnKVM starts the kernel under KVM and waits for its first line on
 // the serial port. That QEMU starts proves nothing: there are hosts on which it
 // does and no kernel ever runs.
-func (c *Cloud) kernelRunsOnKVM(ctx context.Context, kernel, initrd string) (bool, error) {
+func (c *Cloud) kernelRunsOnKVM(ctx context.Context, on platform, kernel, initrd string) (bool, error) {
 	if _, err := os.Stat(kernel); err != nil {
 		return false, fmt.Errorf("cannot probe KVM: %w", err)
 	}
 	probe, cancel := context.WithTimeout(ctx, kvmProbe)
 	defer cancel()
-	args := append([]string{"-machine", "q35", "-m", "512", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-serial", "stdio", "-kernel", kernel, "-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1"}, accelArgs("kvm")...)
+	args := append([]string{"-machine", on.machine, "-m", "512", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-serial", "stdio", "-kernel", kernel, "-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1"}, accelArgs(on, "kvm")...)
 	if initrd != "" {
 		args = append(args, "-initrd", initrd)
 	}
-	cmd := exec.CommandContext(probe, "qemu-system-x86_64", args...)
+	cmd := exec.CommandContext(probe, on.qemu, args...)
 	var console Transcript
 	cmd.Stdout = &console
 	if err := c.network.start(cmd); err != nil {

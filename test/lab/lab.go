@@ -28,16 +28,21 @@ type Lab struct {
 	Cloud *cloud.Cloud
 	Image template.Image
 	Key   *cloud.KeyPair
+	arch  string
 	log   io.Writer
 }
 
 // Version is the Kubernetes version of the lab's cluster.
 const Version = "1.34.4"
 
-// New builds the template, with the newest package in dist/, and makes a cloud.
+// New builds the template, with the newest package for its architecture in dist/, and
+// makes a cloud.
 // Logs of the machines go to dir; empty: nowhere after Close.
 func New(ctx context.Context, dir string, log io.Writer, options template.Options) (*Lab, error) {
-	deb, err := newestPackage()
+	if options.Arch == "" {
+		options.Arch = template.Architectures()[0]
+	}
+	deb, err := newestPackage(options.Arch)
 	if err != nil {
 		return nil, err
 	}
@@ -54,13 +59,13 @@ func New(ctx context.Context, dir string, log io.Writer, options template.Option
 	if err != nil {
 		return nil, err
 	}
-	return &Lab{Cloud: c, Image: image, Key: key, log: log}, nil
+	return &Lab{Cloud: c, Image: image, Key: key, arch: options.Arch, log: log}, nil
 }
 
 // Close ends all machines.
 func (l *Lab) Close() error { return l.Cloud.Close() }
 
-func newestPackage() (string, error) {
+func newestPackage(arch string) (string, error) {
 	top, err := os.Getwd()
 	for err == nil && top != "/" {
 		if _, statErr := os.Stat(filepath.Join(top, "go.mod")); statErr == nil {
@@ -68,7 +73,7 @@ func newestPackage() (string, error) {
 		}
 		top = filepath.Dir(top)
 	}
-	found, _ := filepath.Glob(filepath.Join(top, "dist", "nodeagent_*_amd64.deb"))
+	found, _ := filepath.Glob(filepath.Join(top, "dist", "nodeagent_*_"+arch+".deb"))
 	var newest string
 	var when time.Time
 	for _, name := range found {
@@ -77,7 +82,7 @@ func newestPackage() (string, error) {
 		}
 	}
 	if newest == "" {
-		return "", fmt.Errorf("cannot find a package in %s/dist: run `make deb`", top)
+		return "", fmt.Errorf("cannot find a package in %s/dist: run `make deb ARCH=%s`", top, arch)
 	}
 	return newest, nil
 }
@@ -86,7 +91,7 @@ func newestPackage() (string, error) {
 // CloudStack's system VMs have; on a host without KVM that is as busy as it has CPUs, a
 // second one makes a machine slower.
 func (l *Lab) Spec(name string, diskBytes int64) cloud.MachineSpec {
-	return cloud.MachineSpec{Name: name, Disk: l.Image.Disk, DiskBytes: diskBytes, CPUs: 1,
+	return cloud.MachineSpec{Name: name, Arch: l.arch, Disk: l.Image.Disk, DiskBytes: diskBytes, CPUs: 1,
 		Kernel: l.Image.Kernel, Initrd: l.Image.Initrd, Append: l.Image.Append}
 }
 

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"nodeagent/test/cache"
 )
 
-// packages is what the template needs of Debian besides mmdebstrap's minbase.
+// packages is what the template needs of Debian besides mmdebstrap's minbase, and
+// besides what its architecture needs.
 //
 // The cloud kernel has everything a node and kube-proxy need (virtio, sr_mod,
 // isofs, qemu_fw_cfg, overlay, br_netfilter, nf_tables, ip_tables, ip_set, ip_vs,
@@ -21,7 +23,7 @@ import (
 func packages() []string {
 	return []string{
 		"systemd", "systemd-sysv", "systemd-timesyncd", "udev", "dbus",
-		"linux-image-cloud-amd64", "initramfs-tools", "zstd",
+		"initramfs-tools", "zstd",
 		"containerd", "runc", "docker.io",
 		"cloud-init", "cloud-guest-utils", "qemu-guest-agent", "openssh-server",
 		"ifupdown", "isc-dhcp-client", "iproute2", "ethtool", "conntrack", "socat", "curl",
@@ -40,47 +42,43 @@ func diskTools() []string {
 // mmdebstrap returns the command that fills a folder with Debian, without the
 // folder: options, suite. The mirror is mmdebstrap's default, deb.debian.org with
 // updates and security.
-func mmdebstrap(packages []string, suite string) []string {
-	return []string{
-		"mmdebstrap", "--mode=root", "--variant=minbase", "--include=" + strings.Join(packages, ","),
+//
+// It is not to look for an emulator of a foreign architecture: the kernel has it, see
+// emulated.
+func mmdebstrap(packages []string, arch, suite string) []string {
+	argv := []string{
+		"mmdebstrap", "--mode=root", "--variant=minbase", "--architectures=" + arch, "--skip=check/qemu", "--include=" + strings.Join(packages, ","),
 		// A mirror that stands still is good enough for a test image.
 		`--aptopt=Acquire::Check-Valid-Until "false"`,
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-		suite,
 	}
+	return append(append(argv, initramfs()...), suite)
 }
 
-// initramfs returns the configuration of an initial RAM disk that finds its root on
-// a virtio, SCSI or IDE disk and holds no other driver: it saves seconds of every
-// boot without hardware virtualisation. Keyed by file below /etc/initramfs-tools.
-func initramfs() map[string]string {
-	return map[string]string{
-		"conf.d/template": "MODULES=list\nRESUME=none\n",
-		"modules":         "virtio_pci\nvirtio_blk\nvirtio_scsi\nsd_mod\nata_piix\n",
+// initramfs makes the initial RAM disk find its root on a virtio, SCSI or IDE disk and
+// hold no other driver: it saves seconds of every boot without hardware virtualisation.
+// As hooks of mmdebstrap, before the kernel's package makes it.
+func initramfs() []string {
+	return []string{
+		`--essential-hook=mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"`,
+		`--essential-hook=printf 'MODULES=list\nRESUME=none\n' >"$1/etc/initramfs-tools/conf.d/template"`,
+		`--essential-hook=printf '%s\n' virtio_pci virtio_blk virtio_scsi sd_mod ata_piix >"$1/usr/share/initramfs-tools/modules.d/template"`,
 	}
 }
 
 // debianRoot returns a cached folder with a release of Debian as its packages left
 // it: the content of /boot in boot, everything else in root.
-func debianRoot(ctx context.Context, tools runner, suite string, disks bool) (string, error) {
-	include := packages()
+func debianRoot(ctx context.Context, tools runner, arch architecture, suite string, disks bool) (string, error) {
+	include := append(packages(), arch.packages...)
 	if disks {
 		include = append(include, diskTools()...)
 	}
-	argv := mmdebstrap(include, suite)
-	inputs := append(mmdebstrap(include, suite), fmt.Sprint(initramfs()))
-	dir, err := cache.Dir("debian", inputs, func(dir string) error {
+	argv := mmdebstrap(include, arch.name, suite)
+	dir, err := cache.Dir("debian", argv, func(dir string) error {
 		root, boot := filepath.Join(dir, "root"), filepath.Join(dir, "boot")
-		if err := tools.run(ctx, "", append(argv, root)...); err != nil {
-			return err
-		}
-		for name, content := range initramfs() {
-			if err := writeFile(filepath.Join(root, "etc/initramfs-tools", name), content); err != nil {
-				return err
-			}
-		}
-		if err := tools.run(ctx, "", "chroot", root, "update-initramfs", "-u"); err != nil {
+		err := emulated(arch, func() error { return tools.run(ctx, "", append(slices.Clone(argv), root)...) })
+		if err != nil {
 			return err
 		}
 		if err := os.Rename(filepath.Join(root, "boot"), boot); err != nil {
@@ -89,7 +87,7 @@ func debianRoot(ctx context.Context, tools runner, suite string, disks bool) (st
 		if err := os.Mkdir(filepath.Join(root, "boot"), 0o755); err != nil {
 			return err
 		}
-		_, err := findKernel(boot)
+		_, err = findKernel(boot)
 		return err
 	})
 	if err != nil {

@@ -86,7 +86,7 @@ func (l layout) script() string {
 // makeDisk writes the qcow2 file disk with the folders root and boot as content of
 // / and /boot, bootable by a BIOS from an MBR, by UEFI firmware from a GPT; work is
 // for temporary files.
-func makeDisk(ctx context.Context, tools runner, l layout, root, boot, work, disk string) error {
+func makeDisk(ctx context.Context, tools runner, arch architecture, l layout, root, boot, work, disk string) error {
 	raw := filepath.Join(work, "disk.raw")
 	if err := createSparse(raw, imageSectors*sectorSize); err != nil {
 		return err
@@ -95,7 +95,7 @@ func makeDisk(ctx context.Context, tools runner, l layout, root, boot, work, dis
 		return err
 	}
 
-	bootDir, err := bootFolder(ctx, tools, boot, work, l.gpt)
+	bootDir, err := bootFolder(ctx, tools, arch, boot, work, l.gpt)
 	if err != nil {
 		return err
 	}
@@ -108,11 +108,12 @@ func makeDisk(ctx context.Context, tools runner, l layout, root, boot, work, dis
 	if err := makeSwap(ctx, tools, raw, l.swap, work); err != nil {
 		return err
 	}
-	makeBootable := makeBIOSBootable
 	if l.gpt {
-		makeBootable = makeUEFIBootable
+		err = makeUEFIBootable(ctx, tools, arch, root, raw, l, work)
+	} else {
+		err = makeBIOSBootable(ctx, tools, raw, l, work)
 	}
-	if err := makeBootable(ctx, tools, raw, l, work); err != nil {
+	if err != nil {
 		return err
 	}
 	return tools.run(ctx, "", "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk)

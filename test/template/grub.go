@@ -5,6 +5,7 @@ package template
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,7 +13,7 @@ import (
 )
 
 const (
-	grubFolder = "/usr/lib/grub" // of Debian's grub-pc-bin and grub-efi-amd64-bin
+	grubFolder = "/usr/lib/grub" // of Debian's grub-pc-bin and grub-efi-*-bin
 
 	// Places in GRUB's first sectors, from its include/grub/i386/pc/boot.h.
 	bootCodeSize      = 0x1b8 // what follows belongs to the partition table
@@ -25,14 +26,13 @@ const (
 	maxBlockListCount = 0xffff
 )
 
-// kernelArgs is the kernel's command line, as the template's GRUB passes it.
-func kernelArgs() string {
-	// Without KVM on a busy host the kernel's test of the timer fails, and it panics.
-	return "root=UUID=" + rootUUID + " ro net.ifnames=0 biosdevname=0 no_timer_check console=tty0 console=ttyS0"
+// kernelCommandLine is what the template's GRUB passes to the kernel.
+func kernelCommandLine(arch architecture) string {
+	return "root=UUID=" + rootUUID + " ro net.ifnames=0 biosdevname=0 " + arch.kernelArgs
 }
 
 // grubConfig boots the one kernel at once.
-func grubConfig(kernel kernelFiles) string {
+func grubConfig(kernel kernelFiles, arch architecture) string {
 	return fmt.Sprintf(`set default=0
 set timeout=0
 menuentry 'Debian GNU/Linux' {
@@ -40,12 +40,12 @@ menuentry 'Debian GNU/Linux' {
 	linux /%s %s
 	initrd /%s
 }
-`, bootUUID, kernel.image, kernelArgs(), kernel.initrd)
+`, bootUUID, kernel.image, kernelCommandLine(arch), kernel.initrd)
 }
 
 // bootFolder returns a copy of boot below work with GRUB's configuration in it and,
 // on a GPT, the place to mount the EFI system partition at.
-func bootFolder(ctx context.Context, tools runner, boot, work string, gpt bool) (string, error) {
+func bootFolder(ctx context.Context, tools runner, arch architecture, boot, work string, gpt bool) (string, error) {
 	folder := filepath.Join(work, "boot")
 	if err := tools.run(ctx, "", "cp", "-a", "--reflink=auto", boot, folder); err != nil {
 		return "", err
@@ -62,7 +62,7 @@ func bootFolder(ctx context.Context, tools runner, boot, work string, gpt bool) 
 			return "", err
 		}
 	}
-	return folder, writeFile(filepath.Join(folder, "grub", "grub.cfg"), grubConfig(kernel))
+	return folder, writeFile(filepath.Join(folder, "grub", "grub.cfg"), grubConfig(kernel, arch))
 }
 
 // grubModules read grub.cfg and run what is in it. GRUB is not in /boot: a module that
@@ -70,18 +70,29 @@ func bootFolder(ctx context.Context, tools runner, boot, work string, gpt bool) 
 func grubModules() []string { return []string{"ext2", "normal", "search", "linux"} }
 
 // makeCore makes GRUB's program for a platform, which finds grub.cfg by its prefix,
-// with the modules for grub.cfg and more.
-func makeCore(ctx context.Context, tools runner, platform, prefix, file string, more ...string) error {
+// with the modules for grub.cfg and more. It does so with this machine's GRUB, or with
+// that in root.
+func makeCore(ctx context.Context, tools runner, root, platform, prefix, file string, more ...string) error {
+	var chroot []string
+	target := file
+	if root != "" {
+		chroot, target = []string{"chroot", root}, "/grub.core"
+	}
 	argv := []string{"grub-mkimage", "--format=" + platform, "--directory=" + filepath.Join(grubFolder, platform),
-		"--prefix=" + prefix, "--output=" + file}
-	return tools.run(ctx, "", slices.Concat(argv, more, grubModules())...)
+		"--prefix=" + prefix, "--output=" + target}
+	err := tools.run(ctx, "", slices.Concat(chroot, argv, more, grubModules())...)
+	if err != nil || root == "" {
+		return err
+	}
+	made := filepath.Join(root, target)
+	return errors.Join(copyFile(made, file), os.Remove(made))
 }
 
 // makeBIOSBootable puts GRUB's boot sector and a core image that holds all modules
 // it needs before the first partition. grub-bios-setup would want a block device.
 func makeBIOSBootable(ctx context.Context, tools runner, raw string, l layout, work string) error {
 	coreFile := filepath.Join(work, "core.img")
-	if err := makeCore(ctx, tools, "i386-pc", "(,msdos1)/grub", coreFile, "biosdisk", "part_msdos"); err != nil {
+	if err := makeCore(ctx, tools, "", "i386-pc", "(,msdos1)/grub", coreFile, "biosdisk", "part_msdos"); err != nil {
 		return err
 	}
 	boot, err := os.ReadFile(filepath.Join(grubFolder, "i386-pc", "boot.img"))

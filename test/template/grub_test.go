@@ -83,20 +83,23 @@ func TestPlacedCore(t *testing.T) {
 // paths are those of the boot partition.
 func TestGrubConfig(t *testing.T) {
 	t.Parallel()
-	config := grubConfig(kernelFiles{image: "vmlinuz-6.1", initrd: "initrd.img-6.1"})
-	for _, want := range []string{
-		"set timeout=0\n",
-		"--fs-uuid --set=root " + bootUUID + "\n",
-		"\tlinux /vmlinuz-6.1 " + kernelArgs() + "\n",
-		"\tinitrd /initrd.img-6.1\n",
-	} {
-		if !strings.Contains(config, want) {
-			t.Errorf("grub.cfg lacks %q:\n%s", want, config)
+	for name, console := range map[string]string{"amd64": "ttyS0", "arm64": "ttyAMA0"} {
+		arch := findTestArchitecture(t, name)
+		config, line := grubConfig(kernelFiles{image: "vmlinuz-6.1", initrd: "initrd.img-6.1"}, arch), kernelCommandLine(arch)
+		for _, want := range []string{
+			"set timeout=0\n",
+			"--fs-uuid --set=root " + bootUUID + "\n",
+			"\tlinux /vmlinuz-6.1 " + line + "\n",
+			"\tinitrd /initrd.img-6.1\n",
+		} {
+			if !strings.Contains(config, want) {
+				t.Errorf("%s: grub.cfg lacks %q:\n%s", name, want, config)
+			}
 		}
-	}
-	for _, want := range []string{"root=UUID=" + rootUUID, "net.ifnames=0", "biosdevname=0", "console=tty0", "console=ttyS0"} {
-		if !strings.Contains(kernelArgs(), want) {
-			t.Errorf("kernel arguments %q lack %q", kernelArgs(), want)
+		for _, want := range []string{"root=UUID=" + rootUUID, "net.ifnames=0", "biosdevname=0", "console=tty0", "console=" + console} {
+			if !slices.Contains(strings.Fields(line), want) {
+				t.Errorf("%s: kernel arguments %q lack %q", name, line, want)
+			}
 		}
 	}
 }
@@ -105,7 +108,7 @@ func TestGrubConfig(t *testing.T) {
 // so and waits ten seconds for a key.
 func TestGrubModules(t *testing.T) {
 	t.Parallel()
-	config := grubConfig(kernelFiles{image: "vmlinuz-6.1", initrd: "initrd.img-6.1"})
+	config := grubConfig(kernelFiles{image: "vmlinuz-6.1", initrd: "initrd.img-6.1"}, findTestArchitecture(t, ""))
 	for platform, pkg := range map[string]string{"i386-pc": "grub-pc-bin", "x86_64-efi": "grub-efi-amd64-bin"} {
 		list, err := os.ReadFile(filepath.Join(grubFolder, platform, "command.lst"))
 		if err != nil {

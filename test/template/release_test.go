@@ -20,16 +20,19 @@ func TestFindRelease(t *testing.T) {
 	}
 }
 
-// Another release or another list of packages is another root in the cache.
+// Another release, architecture or list of packages is another root in the cache.
 func TestMmdebstrapSuite(t *testing.T) {
 	t.Parallel()
 	for _, suite := range Suites() {
-		argv := mmdebstrap([]string{"systemd", "udev"}, suite)
+		argv := mmdebstrap([]string{"systemd", "udev"}, "arm64", suite)
 		if got := argv[len(argv)-1]; got != suite {
 			t.Errorf("last argument is %q, want %s", got, suite)
 		}
 		if !slices.Contains(argv, "--include=systemd,udev") {
 			t.Errorf("got %q, want the packages in it", argv)
+		}
+		if !slices.Contains(argv, "--architectures=arm64") {
+			t.Errorf("got %q, want the architecture in it", argv)
 		}
 	}
 }

@@ -35,8 +35,11 @@ type Options struct {
 	Package string // file of the nodeagent package
 	// Suite is the release of Debian, one of Suites. Empty: bookworm.
 	Suite string
+	// Arch is the kind of machine, one of Architectures. Empty: amd64. Another than this
+	// machine's needs Debian's qemu-user-static, and the first build some ten minutes.
+	Arch string
 	// GPT gives it the partitions of CloudStack's aarch64 template, and GRUB for UEFI
-	// firmware in place of GRUB for a BIOS.
+	// firmware in place of GRUB for a BIOS. There is no other arm64.
 	GPT bool
 	// DiskTools adds the programs that make and check what nodeagent grows.
 	DiskTools bool
@@ -45,8 +48,8 @@ type Options struct {
 // What stays in the cache, each of about 700 MB: images for one run of all tests and
 // one more, and the file systems they are made from.
 const (
-	keptImages = 6
-	keptRoots  = 4
+	keptImages = 7
+	keptRoots  = 5
 )
 
 // sources is everything that shapes an image besides Debian and the package.
@@ -67,7 +70,11 @@ func Build(ctx context.Context, log io.Writer, options Options) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("cannot build template: %w", err)
 	}
-	debian, err := debianRoot(ctx, tools, release.suite, options.DiskTools)
+	arch, err := findArchitecture(options.Arch, options.GPT)
+	if err != nil {
+		return Image{}, fmt.Errorf("cannot build template: %w", err)
+	}
+	debian, err := debianRoot(ctx, tools, arch, release.suite, options.DiskTools)
 	if err != nil {
 		return Image{}, err
 	}
@@ -80,7 +87,7 @@ func Build(ctx context.Context, log io.Writer, options Options) (Image, error) {
 		return Image{}, err
 	}
 	dir, err := cache.Dir("template", []string{debian, pkg, own, fmt.Sprint(options.GPT)}, func(dir string) error {
-		return bake(ctx, tools, debian, release, options, dir)
+		return emulated(arch, func() error { return bake(ctx, tools, debian, arch, release, options, dir) })
 	})
 	if err != nil {
 		return Image{}, err
@@ -92,12 +99,12 @@ func Build(ctx context.Context, log io.Writer, options Options) (Image, error) {
 		Disk:   filepath.Join(dir, "disk.qcow2"),
 		Kernel: filepath.Join(dir, "vmlinuz"),
 		Initrd: filepath.Join(dir, "initrd.img"),
-		Append: kernelArgs(),
+		Append: kernelCommandLine(arch),
 	}, nil
 }
 
 // bake turns Debian's root plus a package into the files of an Image in dir.
-func bake(ctx context.Context, tools runner, debian string, r release, options Options, dir string) error {
+func bake(ctx context.Context, tools runner, debian string, arch architecture, r release, options Options, dir string) error {
 	boot, work := filepath.Join(debian, "boot"), filepath.Join(dir, "work")
 	if err := os.Mkdir(work, 0o755); err != nil {
 		return err
@@ -119,7 +126,7 @@ func bake(ctx context.Context, tools runner, debian string, r release, options O
 		if err != nil {
 			return err
 		}
-		return makeDisk(ctx, tools, l, root, boot, work, filepath.Join(dir, "disk.qcow2"))
+		return makeDisk(ctx, tools, arch, l, root, boot, work, filepath.Join(dir, "disk.qcow2"))
 	})
 	if err != nil {
 		return err

@@ -9,16 +9,15 @@ import (
 	"strings"
 )
 
-// removableLoader is where firmware looks on a disk it has no boot entry for: a
-// machine made from a template has fresh firmware variables.
-const removableLoader = "/EFI/BOOT/BOOTX64.EFI"
-
 // makeUEFIBootable makes the EFI system partition, with GRUB and all modules it
 // needs in one file. grub-install would want a mounted file system.
-func makeUEFIBootable(ctx context.Context, tools runner, raw string, l layout, work string) error {
+func makeUEFIBootable(ctx context.Context, tools runner, arch architecture, root, raw string, l layout, work string) error {
 	loader := filepath.Join(work, "grub.efi")
+	if !arch.grubInside {
+		root = ""
+	}
 	// Without efi_gop a machine with a display shows nothing on it.
-	if err := makeCore(ctx, tools, "x86_64-efi", "(,gpt2)/grub", loader, "part_gpt", "efi_gop"); err != nil {
+	if err := makeCore(ctx, tools, root, arch.platform, "(,gpt2)/grub", loader, "part_gpt", "efi_gop"); err != nil {
 		return err
 	}
 	// FAT32 at an offset, written without a loop device or a mount.
@@ -30,5 +29,5 @@ func makeUEFIBootable(ctx context.Context, tools runner, raw string, l layout, w
 	if err := tools.run(ctx, "", "mmd", "-i", partition, "::/EFI", "::/EFI/BOOT"); err != nil {
 		return err
 	}
-	return tools.run(ctx, "", "mcopy", "-i", partition, loader, "::"+removableLoader)
+	return tools.run(ctx, "", "mcopy", "-i", partition, loader, "::/EFI/BOOT/"+arch.loader)
 }

@@ -39,7 +39,7 @@ func TestUEFIBootable(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := rest(t, disk, l.efi)
-	if err := makeUEFIBootable(t.Context(), tools, disk, l, work); err != nil {
+	if err := makeUEFIBootable(t.Context(), tools, findTestArchitecture(t, "amd64"), "/nonexistent", disk, l, work); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(rest(t, disk, l.efi), before) {

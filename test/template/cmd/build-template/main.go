@@ -34,13 +34,15 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var options template.Options
 	suites := template.Suites()
 	flags.StringVar(&options.Suite, "suite", suites[0], "release of Debian: "+strings.Join(suites, " or "))
+	architectures := template.Architectures()
+	flags.StringVar(&options.Arch, "arch", architectures[0], "kind of machine: "+strings.Join(architectures, " or ")+", the latter with -gpt only")
 	flags.BoolVar(&options.GPT, "gpt", false, "GPT that UEFI firmware boots, as in the aarch64 template, in place of an MBR that a BIOS boots")
 	flags.BoolVar(&options.DiskTools, "disk-tools", false, "with programs that make and check file systems and volumes")
 	output := flags.String("o", "", "also write the disk, compressed, to this `file`")
 	if err := flags.Parse(args); err != nil {
 		return 64
 	}
-	if flags.NArg() != 1 || !slices.Contains(suites, options.Suite) {
+	if flags.NArg() != 1 || !slices.Contains(suites, options.Suite) || !slices.Contains(architectures, options.Arch) {
 		flags.Usage()
 		return 64
 	}
