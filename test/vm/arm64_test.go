@@ -17,7 +17,7 @@ import (
 // the root stays as small as the template (C35). Named so that `make test` does not
 // choose it: the machine is emulated.
 func TestE2EArm64(t *testing.T) {
-	ctx, l := newLabWith(t, template.Options{Arch: "arm64", GPT: true})
+	ctx, l := newLabWith(t, template.Options{Arch: "arm64", GPT: true}, labLimit)
 	spec := l.RouterSpec("r-10-vm")
 	spec.DiskBytes = 10 * gib
 	spec.BootFromDisk, spec.UEFI = true, true
