@@ -21,7 +21,7 @@ PACKAGES = qemu-system-x86 qemu-user qemu-utils mmdebstrap xorriso dnsmasq-base 
 	systemd dbus-daemon lintian shellcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help build deb debs docs packages lint unit test e2e e2e-cluster template bench demo clean
+.PHONY: help build deb debs docs packages lint unit test e2e e2e-arm64 e2e-cluster template bench demo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -68,7 +68,12 @@ test: unit deb ## All tests that need no Kubernetes: unit tests, then VMs
 		go test -tags vm -p 1 -parallel 2 -count=1 -timeout 60m -v -skip '^Test(E2E|Cluster)' ./test/cloud ./test/vm
 
 e2e: packages deb ## A Kubernetes control node from power-on to Ready, and its reboot
-	$(SUDO) env "PATH=$$PATH" go test -tags vm -parallel 1 -count=1 -timeout 50m -v -run '^TestE2E' ./test/vm
+	$(SUDO) env "PATH=$$PATH" go test -tags vm -parallel 1 -count=1 -timeout 50m -v -run '^TestE2E' -skip '^TestE2EArm64$$' ./test/vm
+
+ARM64_PACKAGES = qemu-system-arm qemu-efi-aarch64 qemu-user-static
+e2e-arm64: ## A router on an emulated arm64 machine with GPT and UEFI, and its reboot
+	$(MAKE) packages deb ARCH=arm64 PACKAGES='$(PACKAGES) $(ARM64_PACKAGES)'
+	$(SUDO) env "PATH=$$PATH" go test -tags vm -count=1 -timeout 90m -v -run '^TestE2EArm64$$' ./test/vm
 
 e2e-cluster: packages deb ## Clusters: three control nodes and a worker, one cut off, all stopped and started; an upgrade and a reset (two hours and more)
 	$(SUDO) env "PATH=$$PATH" go test -tags vm -parallel 1 -count=1 -timeout 180m -v -run '^TestCluster' ./test/vm
