@@ -87,7 +87,13 @@ func dialAny(ctx context.Context, sockets []socket) (*dbus.Conn, error) {
 // answers holds nobody longer than that.
 func (s socket) dial(ctx context.Context) (*dbus.Conn, error) {
 	var stops []func() bool
+	// The library asks for two, one of them for signals. Systemd's own socket sends all
+	// signals, of a whole boot, over every connection: one is enough to read them on.
+	var shared *godbus.Conn
 	conn, err := dbus.NewConnection(func() (*godbus.Conn, error) {
+		if shared != nil {
+			return shared, nil
+		}
 		stream, err := (&net.Dialer{}).DialContext(ctx, "unix", s.path)
 		if err != nil {
 			return nil, err
@@ -102,6 +108,7 @@ func (s socket) dial(ctx context.Context) (*dbus.Conn, error) {
 			one.Close()
 			return nil, fmt.Errorf("%s: %w", s.path, err)
 		}
+		shared = one
 		return one, nil
 	})
 	ended := false

@@ -49,7 +49,7 @@ func (s *Systemd) connect(ctx context.Context) (*dbus.Conn, error) {
 		return s.conn, nil
 	}
 	if s.conn != nil {
-		s.conn.Close() // one half of it may be alive
+		s.conn.Close()
 		s.conn = nil
 	}
 	sockets := s.sockets
