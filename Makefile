@@ -75,7 +75,7 @@ e2e-arm64: ## A router on an emulated arm64 machine with GPT and UEFI, and its r
 	$(MAKE) packages deb ARCH=arm64 PACKAGES='$(PACKAGES) $(ARM64_PACKAGES)'
 	$(SUDO) env "PATH=$$PATH" go test -tags vm -count=1 -timeout 90m -v -run '^TestE2EArm64$$' ./test/vm
 
-e2e-cluster: packages deb ## Clusters: three control nodes and a worker, one cut off, all stopped and started; an upgrade and a reset (two hours and more)
+e2e-cluster: packages deb ## Three control nodes and a worker, etcd nodes, a power cut, upgrade, reset (two hours and more)
 	$(SUDO) env "PATH=$$PATH" go test -tags vm -parallel 1 -count=1 -timeout 180m -v -run '^TestCluster' ./test/vm
 
 TEMPLATES ?= bookworm-mbr bookworm-gpt trixie-mbr trixie-gpt

@@ -121,6 +121,57 @@ func TestClusterHighAvailability(t *testing.T) {
 	awaitHealth(t, ctx, control, "etcd", "3 of 3 members work, 1 may fail")
 }
 
+// C17, K1: the power is cut while kubeadm runs and the ISO is gone at the next
+// boot. The node still becomes Ready: from its own disk, after kubeadm's partial
+// state has been taken back.
+func TestClusterPowerCut(t *testing.T) {
+	ctx, l := newLab(t)
+	path, err := iso.Build(ctx, os.Stderr, iso.Options{Version: lab.Version})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, _, err := l.ControlNodeSpec("prod1-control-2", netip.MustParseAddr("10.1.1.58"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := boot(t, ctx, l, spec)
+	if err := m.InsertISO(ctx, path); err != nil {
+		t.Fatal(err)
+	}
+	var first string
+	for first == "" {
+		time.Sleep(2 * time.Second)
+		status, _, err := lab.ReadStatus(ctx, m)
+		if err != nil {
+			continue // the guest agent does not run yet
+		}
+		if codes := status.Failures(); len(codes) > 0 {
+			t.Fatalf("failed before the power cut: %v", codes)
+		}
+		if step, _ := status.Step("kubeadm"); step.Status == "running" && strings.Contains(step.Note, "control-plane") {
+			first = status.BootID
+		}
+	}
+	if err := m.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.PowerOn(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.EjectISO(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.DeliverBootArgs(ctx, spec.BootArgs); err != nil {
+		t.Fatal(err)
+	}
+	status, code := follow(t, ctx, m, first)
+	if code != 0 && code != 2 || len(status.Warnings) > 0 {
+		t.Fatalf("after the power cut: exit code %d, failures %v, warnings %v", code, status.Failures(), status.Warnings)
+	}
+	wantSteps(t, status, map[string]string{"iso": "skipped", "images": "skipped", "kubeadm": "done", "ready": "done", "success": "done"})
+	wantGates(t, ctx, m)
+}
+
 // awaitHealth waits until something of a node's health is said like this.
 func awaitHealth(t *testing.T, ctx context.Context, m *cloud.Machine, name, begins string) {
 	t.Helper()
