@@ -70,32 +70,54 @@ type Exec struct{}
 
 // Run implements Commander.
 func (Exec) Run(ctx context.Context, command Command) ([]byte, error) {
-	var out bytes.Buffer
-	lines := &lineWriter{each: command.Line}
-
-	cmd := exec.CommandContext(ctx, command.Path, command.Args...)
-	cmd.Env = append([]string{"PATH=" + Path, "HOME=/root", "LC_ALL=C.UTF-8"}, command.Env...)
-	cmd.Dir = "/"
-	cmd.Stdin = command.Stdin
-	cmd.Stdout = io.MultiWriter(&limitedBuffer{&out}, lines)
-	cmd.Stderr = lines
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 5 * time.Second
-
-	err := cmd.Run()
-	lines.flush()
-	if err == nil {
-		return out.Bytes(), nil
+	out, lines, err := run(ctx, command)
+	// A program that has just been written is busy while a child that was forked before
+	// it was closed has not come to its own exec. It has not started then.
+	for pause := busyPause; errors.Is(err, syscall.ETXTBSY) && pause <= lastBusyPause; pause *= 2 {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+		out, lines, err = run(ctx, command)
 	}
-	failed := &CommandError{Command: command.String(), ExitCode: -1, Tail: lines.tail, Err: err}
+	if err == nil {
+		return out, nil
+	}
+	failed := &CommandError{Command: command.String(), ExitCode: -1, Tail: lines, Err: err}
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 		failed.ExitCode = exit.ExitCode()
 	}
 	if ctx.Err() != nil {
 		failed.Err = fmt.Errorf("%w (%v)", context.Cause(ctx), err)
 	}
-	return out.Bytes(), Explain(failed, taken(command.Path)...)
+	return out, Explain(failed, taken(command.Path)...)
+}
+
+// Pauses before a program that is busy is tried again: doubled each time, four seconds
+// in all.
+const (
+	busyPause     = 10 * time.Millisecond
+	lastBusyPause = 2 * time.Second
+)
+
+// run runs a program once; tail is the end of what it wrote.
+func run(ctx context.Context, command Command) (out []byte, tail []string, err error) {
+	var kept bytes.Buffer
+	lines := &lineWriter{each: command.Line}
+
+	cmd := exec.CommandContext(ctx, command.Path, command.Args...)
+	cmd.Env = append([]string{"PATH=" + Path, "HOME=/root", "LC_ALL=C.UTF-8"}, command.Env...)
+	cmd.Dir = "/"
+	cmd.Stdin = command.Stdin
+	cmd.Stdout = io.MultiWriter(&limitedBuffer{&kept}, lines)
+	cmd.Stderr = lines
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+
+	err = cmd.Run()
+	lines.flush()
+	return kept.Bytes(), lines.tail, err
 }
 
 type limitedBuffer struct{ *bytes.Buffer }

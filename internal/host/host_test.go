@@ -7,9 +7,11 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -78,6 +80,27 @@ func TestExecKillsTheWholeGroupAtTheDeadline(t *testing.T) {
 	_, err := Exec{}.Run(ctx, Command{Path: "/usr/bin/nice", Args: []string{"/bin/sleep", "600"}})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error = %v, want the deadline", err)
+	}
+}
+
+// A program that somebody still has open for writing, as a child does that was forked
+// while it was written, runs once that is over.
+func TestExecWaitsForABusyProgram(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "program")
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.WriteString("#!/bin/sh\necho ran\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := exec.Command(path).Run(); !errors.Is(err, syscall.ETXTBSY) {
+		t.Skipf("this kernel runs a program that is being written: %v", err)
+	}
+	time.AfterFunc(5*busyPause, func() { file.Close() })
+	if out, err := (Exec{}).Run(t.Context(), Command{Path: path}); err != nil || string(out) != "ran\n" {
+		t.Errorf("%q, %v", out, err)
 	}
 }
 
