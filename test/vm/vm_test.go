@@ -264,7 +264,6 @@ func nodeSpec(t *testing.T, l *lab.Lab, diskBytes int64) cloud.MachineSpec {
 		t.Fatal(err)
 	}
 	spec.DiskBytes = diskBytes
-	spec.CPUs = 1 // it does not come as far as kubeadm
 	return spec
 }
 
