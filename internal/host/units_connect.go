@@ -99,7 +99,11 @@ func (s socket) dial(ctx context.Context) (*dbus.Conn, error) {
 			return nil, err
 		}
 		stops = append(stops, context.AfterFunc(ctx, func() { stream.Close() }))
-		one, err := godbus.NewConn(stream)
+		var wire io.ReadWriteCloser = stream
+		if !s.bus {
+			wire = &fewerSignals{ReadWriteCloser: stream}
+		}
+		one, err := godbus.NewConn(wire)
 		if err != nil {
 			stream.Close()
 			return nil, err
