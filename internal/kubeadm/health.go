@@ -5,7 +5,6 @@ package kubeadm
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -129,33 +128,12 @@ func EtcdHealth(ctx context.Context, h *host.Host) (ok bool, detail string, err 
 	if h.Exists(etcdService) {
 		return etcdAloneHealth(ctx, h)
 	}
-	etcd, err := openEtcd(h)
+	etcd, err := etcdHTTP(h, EtcdTLS{etcdCA, etcdClient + ".crt", etcdClient + ".key"})
 	if err != nil {
 		return false, "", fmt.Errorf("cannot ask etcd: %w", err)
 	}
 	defer etcd.CloseIdleConnections()
 	return etcdHealth(ctx, etcd, etcdEndpoint)
-}
-
-// openEtcd makes a client of etcd with kubeadm's health check certificate.
-func openEtcd(h *host.Host) (*http.Client, error) {
-	var texts [3][]byte
-	var problems [3]error
-	for i, name := range []string{etcdCA, etcdClient + ".crt", etcdClient + ".key"} {
-		texts[i], problems[i] = h.ReadFile(name)
-	}
-	if err := errors.Join(problems[:]...); err != nil {
-		return nil, err
-	}
-	pair, err := tls.X509KeyPair(texts[1], texts[2])
-	if err != nil {
-		return nil, fmt.Errorf("%s.crt and its key cannot be used", etcdClient)
-	}
-	settings := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool(), Certificates: []tls.Certificate{pair}}
-	if !settings.RootCAs.AppendCertsFromPEM(texts[0]) {
-		return nil, fmt.Errorf("%s is no certificate", etcdCA)
-	}
-	return client(settings), nil
 }
 
 type etcdMember struct {

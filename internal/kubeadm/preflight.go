@@ -50,13 +50,15 @@ func ReadMachine(ctx context.Context, h *host.Host) (Machine, error) {
 	}
 	m.CPUs, m.Level = parseCPUs(read("/proc/cpuinfo"))
 	m.Memory = parseMemory(read("/proc/meminfo"))
-	m.Swaps = parseSwaps(read("/proc/swaps"))
 	if id, err := h.ReadFile("/etc/machine-id"); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		m.MachineID = strings.TrimSpace(string(id))
 	}
 	m.CgroupV2 = h.Exists("/sys/fs/cgroup/cgroup.controllers")
 	m.ClockSet = clockSet()
 	var err error
+	if m.Swaps, err = h.Swaps(); err != nil {
+		problems = append(problems, err)
+	}
 	if m.Containerd, err = containerdVersion(ctx, h); err != nil {
 		problems = append(problems, err)
 	}
@@ -110,16 +112,6 @@ func parseMemory(text string) (bytes int64) {
 		}
 	}
 	return 0
-}
-
-// parseSwaps reads the names of /proc/swaps (proc(5)).
-func parseSwaps(text string) (names []string) {
-	for i, line := range strings.Split(text, "\n") {
-		if fields := strings.Fields(line); i > 0 && len(fields) > 0 {
-			names = append(names, fields[0])
-		}
-	}
-	return names
 }
 
 var versionNumber = pattern(`\bv?(\d+\.\d+\.\d+\S*)`)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
-	"strconv"
 	"strings"
 
 	"nodeagent/internal/fault"
@@ -42,14 +41,14 @@ func SwapOff(ctx context.Context, h *host.Host) (done []string, err error) {
 	if err != nil {
 		return fail(err)
 	}
-	devices, err := swapDevices(h)
+	devices, err := h.Swaps()
 	if err != nil {
 		return fail(err)
 	}
 	for _, device := range devices {
 		if err := h.Kernel.SwapOff(device); err != nil {
 			// A service that is being stopped may have been faster.
-			if now, again := swapDevices(h); again == nil && !slices.Contains(now, device) {
+			if now, again := h.Swaps(); again == nil && !slices.Contains(now, device) {
 				continue
 			}
 			return fail(fmt.Errorf("%s: %w", device, err))
@@ -74,40 +73,6 @@ func SwapOff(ctx context.Context, h *host.Host) (done []string, err error) {
 // before they run.
 func swapServices() []string {
 	return []string{"zramswap.service", "zram-config.service", "dphys-swapfile.service", "swapspace.service", "systemd-swap.service"}
-}
-
-func swapDevices(h *host.Host) ([]string, error) {
-	table, err := h.ReadFile("/proc/swaps")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	return parseSwaps(string(table)), nil
-}
-
-// parseSwaps reads proc_swaps(5): a heading, then a device or file in each line.
-func parseSwaps(table string) (devices []string) {
-	for i, line := range strings.Split(table, "\n") {
-		if fields := strings.Fields(line); i > 0 && len(fields) > 0 {
-			devices = append(devices, unescaped(fields[0]))
-		}
-	}
-	return devices
-}
-
-// unescaped undoes the kernel's way to write blanks and the like in names: \040.
-func unescaped(name string) string {
-	var b strings.Builder
-	for i := 0; i < len(name); i++ {
-		if name[i] == '\\' && i+3 < len(name) {
-			if code, err := strconv.ParseUint(name[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(code))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(name[i])
-	}
-	return b.String()
 }
 
 // withoutSwap comments out the swap lines of an fstab(5).
