@@ -22,9 +22,10 @@ const oldVersion = "1.33.13"
 
 // C16, C30: a control node goes to the version of a new ISO; a reboot afterwards, with
 // userdata that still name the old one, undoes nothing. Then it is reset, and the next
-// boot makes it anew from what is in its drive.
+// boot makes it anew from what is in its drive. In the end the management server's own
+// way to upgrade does so too, and no reboot undoes it (contract 5.4).
 func TestClusterUpgradeAndReset(t *testing.T) {
-	ctx, l := newLabWith(t, template.Options{}, 80*time.Minute)
+	ctx, l := newLabWith(t, template.Options{}, 100*time.Minute)
 	isos := map[string]string{}
 	for _, version := range []string{oldVersion, lab.Version} {
 		path, err := iso.Build(ctx, os.Stderr, iso.Options{Version: version})
@@ -110,5 +111,25 @@ func TestClusterUpgradeAndReset(t *testing.T) {
 	wantSteps(t, status, map[string]string{"iso": "done", "kubeadm": "done", "ready": "done"})
 	if got := kubelet(); got != "v"+oldVersion {
 		t.Errorf("after the reset the kubelet is %s, want v%s", got, oldVersion)
+	}
+
+	// The management server upgrades by a script of its own.
+	if err := m.InsertISO(ctx, isos[lab.Version]); err != nil {
+		t.Fatal(err)
+	}
+	checks := cloud.Checks{Cloud: l.Cloud, Control: m.Address, Key: l.Key}
+	if out, err := checks.Upgrade(ctx, "prod1-control-1", m.Address, lab.Version, true); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	wantGates(t, ctx, m)
+	third := status.BootID
+	if err := m.Reboot(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if status, code = follow(t, ctx, m, third); code != 0 && code != 2 {
+		t.Fatalf("after the server's upgrade and a reboot: exit code %d, failures %v", code, status.Failures())
+	}
+	if got := kubelet(); got != "v"+lab.Version {
+		t.Errorf("after the server's upgrade and a reboot the kubelet is %s, want v%s", got, lab.Version)
 	}
 }
