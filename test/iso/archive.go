@@ -44,9 +44,10 @@ func (e entry) open() (io.ReadCloser, int64, error) {
 
 // image is a container image of one layer.
 type image struct {
-	name       string // with registry and tag
-	entrypoint []string
-	files      []entry
+	name        string // with registry and tag
+	entrypoint  []string
+	environment []string // beside PATH
+	files       []entry
 }
 
 const imagePath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -100,7 +101,7 @@ func writeImage(file string, img image) (err error) {
 
 	epoch := time.Unix(0, 0).UTC()
 	config := imageConfig{Created: epoch, Architecture: "amd64", OS: "linux"}
-	config.Config.Env = []string{imagePath}
+	config.Config.Env = append([]string{imagePath}, img.environment...)
 	config.Config.Entrypoint = img.entrypoint
 	config.Config.WorkingDir = "/"
 	config.RootFS.Type = "layers"

@@ -23,8 +23,9 @@ import (
 )
 
 var sample = image{
-	name:       "registry.k8s.io/coredns/coredns:v1.12.1",
-	entrypoint: []string{"/usr/local/bin/coredns"},
+	name:        "registry.k8s.io/coredns/coredns:v1.12.1",
+	entrypoint:  []string{"/usr/local/bin/coredns"},
+	environment: []string{"COLOUR=blue"},
 	files: []entry{
 		{name: "usr/local/bin/coredns", mode: 0o755, content: []byte("program")},
 		{name: "usr/local/bin/dns", link: "coredns"},
@@ -62,8 +63,8 @@ func TestContainerdReadsImage(t *testing.T) {
 	if !slices.Equal(config.Config.Entrypoint, sample.entrypoint) {
 		t.Errorf("entrypoint: got %q, want %q", config.Config.Entrypoint, sample.entrypoint)
 	}
-	if !slices.Equal(config.Config.Env, []string{imagePath}) {
-		t.Errorf("environment: got %q, want %q", config.Config.Env, imagePath)
+	if want := []string{imagePath, "COLOUR=blue"}; !slices.Equal(config.Config.Env, want) {
+		t.Errorf("environment: got %q, want %q", config.Config.Env, want)
 	}
 	if config.OS != "linux" || config.Architecture != "amd64" {
 		t.Errorf("platform: got %s/%s, want linux/amd64", config.OS, config.Architecture)

@@ -48,8 +48,12 @@ func (b builder) images(ctx context.Context, version, kubernetes, programs strin
 func (b builder) kubeadmImage(ctx context.Context, name, kubernetes, programs string) (image, error) {
 	program, tag, _ := strings.Cut(path.Base(name), ":")
 	switch program {
-	case "kube-apiserver", "kube-controller-manager", "kube-scheduler":
+	case "kube-apiserver":
 		return programImage(name, filepath.Join(kubernetes, program), program), nil
+	case "kube-controller-manager", "kube-scheduler":
+		img := programImage(name, filepath.Join(programs, "leader"), program)
+		img.files = append(img.files, entry{name: "usr/local/bin/" + program + ".real", mode: 0o755, source: filepath.Join(kubernetes, program)})
+		return img, nil
 	case "kube-proxy":
 		img := programImage(name, filepath.Join(kubernetes, program), program)
 		tools, err := b.proxyTools(ctx)
@@ -64,7 +68,11 @@ func (b builder) kubeadmImage(ctx context.Context, name, kubernetes, programs st
 		// The tag has the image's revision behind etcd's version: 3.6.5-0.
 		release, _, _ := strings.Cut(tag, "-")
 		dir, err := b.recipe(ctx, filepath.Join("etcd", release), nil)
-		return programImage(name, filepath.Join(dir, "server"), program), err
+		img := programImage(name, filepath.Join(dir, "server"), program)
+		// Ten times etcd's own, in milliseconds: members on CPUs that are emulated and
+		// shared would elect leaders all the time.
+		img.environment = []string{"ETCD_HEARTBEAT_INTERVAL=1000", "ETCD_ELECTION_TIMEOUT=10000"}
+		return img, err
 	}
 	return image{}, fmt.Errorf("cannot build image %q: nothing here makes a %q", name, program)
 }
