@@ -9,8 +9,6 @@ func (c Code) Section() string {
 	switch c {
 	case BootArgsMissing, BootArgsInvalid, RoleMissing, RoleUnknown:
 		return operating + "no-boot-args"
-	case ConfigInvalid:
-		return "roles.md#overrides"
 	case SSHFailed:
 		return operating + "ssh-is-refused"
 	case DiskUnsupported, DiskTableInvalid, DiskBlocked, DiskGrowFailed:
@@ -19,7 +17,7 @@ func (c Code) Section() string {
 		return operating + "the-machine-is-unfit"
 	case DiskSpaceLow:
 		return operating + "the-disk-is-full"
-	case HostSettingsFailed, NetworkFailed, ServiceFailed, UnitMissing:
+	case ConfigInvalid, HostSettingsFailed, NetworkFailed, ServiceFailed, UnitMissing:
 		return operating + "a-setting-or-a-service-failed"
 	case UserdataUnreachable:
 		return operating + "the-userdata-is-not-found"
