@@ -80,7 +80,7 @@ func codesPage() []byte {
 		"What `nodeagent status` names. Codes never change their meaning; new ones are added. A message beside the code names\n" +
 		"the file, key or value that it is about, and where it can say better what to do than this page, it does.\n")
 	for _, entry := range fault.Catalogue() {
-		fmt.Fprintf(&page, "\n## %s\n\n%s\n\n%s\n", entry.Code, entry.Cause, entry.Remedy)
+		fmt.Fprintf(&page, "\n## %s\n\n%s\n\n%s\n\n[More](../%s)\n", entry.Code, entry.Cause, entry.Remedy, entry.Code.Section())
 	}
 	return page.Bytes()
 }

@@ -14,7 +14,8 @@ import (
 	"nodeagent/internal/fault"
 )
 
-// Every code declared in codes.go has one entry with cause and remedy.
+// Every code declared in codes.go has one entry with cause and remedy, and a section of
+// the documentation.
 func TestCatalogueIsComplete(t *testing.T) {
 	t.Parallel()
 	file, err := parser.ParseFile(token.NewFileSet(), "codes.go", nil, 0)
@@ -40,6 +41,9 @@ func TestCatalogueIsComplete(t *testing.T) {
 		delete(declared, entry.Code)
 		if entry.Cause == "" || entry.Remedy == "" {
 			t.Errorf("entry of %q lacks cause or remedy", entry.Code)
+		}
+		if entry.Code.Section() == "" {
+			t.Errorf("code %q has no section of docs/ (section.go)", entry.Code)
 		}
 	}
 	for code := range declared {
