@@ -36,6 +36,13 @@ func TestE2ECluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := boot(t, ctx, l, spec)
+	// All machines of a cluster run before the first one gets its ISO.
+	params.Registry = cloud.Registry{Endpoint: "10.1.1.1:5000", URL: "http://10.1.1.1:5000", Username: "joe", Password: "hunter2hunter2"}
+	workerSpec, err := l.WorkerSpec(workerName, netip.MustParseAddr("10.1.1.61"), params)
+	if err != nil {
+		t.Fatal(err)
+	}
+	worker := boot(t, ctx, l, workerSpec)
 	if err := m.InsertISO(ctx, path); err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +65,7 @@ func TestE2ECluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantMade(t, ctx, m, params)
-	worker := addWorker(t, ctx, l, params, path)
+	joinWorker(t, ctx, worker, params, path)
 	serverChecks(t, checks, 2)
 	runFromRegistry(t, ctx, l, m)
 	// Scaled down again (contract 5.5).
@@ -113,16 +120,10 @@ func TestE2ECluster(t *testing.T) {
 
 const workerName = "prod1-node-1"
 
-// addWorker has a worker join the cluster with those parameters. It is the one of the
+// joinWorker has a worker join the cluster with those parameters. It is the one of the
 // two that knows the private registry.
-func addWorker(t *testing.T, ctx context.Context, l *lab.Lab, params cloud.UserdataParams, isoPath string) *cloud.Machine {
+func joinWorker(t *testing.T, ctx context.Context, worker *cloud.Machine, params cloud.UserdataParams, isoPath string) {
 	t.Helper()
-	params.Registry = cloud.Registry{Endpoint: "10.1.1.1:5000", URL: "http://10.1.1.1:5000", Username: "joe", Password: "hunter2hunter2"}
-	spec, err := l.WorkerSpec(workerName, netip.MustParseAddr("10.1.1.61"), params)
-	if err != nil {
-		t.Fatal(err)
-	}
-	worker := boot(t, ctx, l, spec)
 	if err := worker.InsertISO(ctx, isoPath); err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +144,6 @@ func addWorker(t *testing.T, ctx context.Context, l *lab.Lab, params cloud.Userd
 	if err := worker.EjectISO(ctx); err != nil {
 		t.Fatal(err)
 	}
-	return worker
 }
 
 // runFromRegistry has the worker run a pod whose image only the private registry has,
