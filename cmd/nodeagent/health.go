@@ -36,8 +36,8 @@ func checkHealth(ctx context.Context, h *host.Host) []gate {
 		}})
 	}
 	if h.Exists(kubeadm.AdminConf) {
-		checks = append(checks, check{name: "init-pods", probe: asking(h, kubeadm.OpenAPI, func(api *kubeadm.API) (string, error) {
-			ok, detail, err := api.InitContainers(ctx)
+		checks = append(checks, check{name: "pods", probe: asking(h, kubeadm.OpenAPI, func(api *kubeadm.API) (string, error) {
+			ok, detail, err := api.FailingPods(ctx)
 			return detail, notOK(ok, detail, err)
 		})})
 	}

@@ -42,7 +42,7 @@ func TestHealthOfMachines(t *testing.T) {
 	}
 	m.Write(kubeadm.AdminConf, "")
 	m.Write("/etc/kubernetes/pki/etcd/healthcheck-client.crt", "")
-	if got := names(m); got != "certificates disk etcd init-pods" {
+	if got := names(m); got != "certificates disk etcd pods" {
 		t.Errorf("a control node: %s", got)
 	}
 	alone := hosttest.New(t)

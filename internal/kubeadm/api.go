@@ -248,7 +248,7 @@ func sleep(ctx context.Context, pause time.Duration) bool {
 
 // WaitReady waits until the node is Ready, by a watch on the API, and reports the
 // kubelet's reason until then. When ctx ends first the error is
-// fault.NodeNotReady with the last reason.
+// fault.NodeNotReady with the last reason, and on a control node with the pod that fails.
 func WaitReady(ctx context.Context, h *host.Host, nodeName string, report host.Report) error {
 	api, err := OpenNodeAPI(h)
 	if err != nil {
@@ -267,7 +267,7 @@ func (a *API) waitReady(ctx context.Context, name, version string, report host.R
 			return nil
 		}
 		if ctx.Err() != nil {
-			return fault.Wrap(fault.NodeNotReady, context.Cause(ctx), "node %s is not Ready: %s", name, w.last)
+			return fault.Wrap(fault.NodeNotReady, context.Cause(ctx), "node %s is not Ready: %s%s", name, w.last, a.failingPod(ctx))
 		}
 		if !errors.Is(err, io.EOF) { // the server ends every watch some time
 			w.tell(err.Error())
@@ -278,6 +278,19 @@ func (a *API) waitReady(ctx context.Context, name, version string, report host.R
 		sleep(ctx, pause)
 	}
 }
+
+// failingPod names the pod of kube-system that fails, if one does and the machine may
+// know it. ctx has ended: it has a few seconds of its own.
+func (a *API) failingPod(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), failingPodLimit)
+	defer cancel()
+	if ok, detail, err := a.FailingPods(ctx); err == nil && !ok {
+		return "; " + detail
+	}
+	return ""
+}
+
+const failingPodLimit = 10 * time.Second
 
 // nodeWatch follows one node.
 type nodeWatch struct {

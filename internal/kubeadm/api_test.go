@@ -164,11 +164,16 @@ func TestWaitReadyByWatch(t *testing.T) {
 
 func TestWaitReadyGivesUpWithTheReason(t *testing.T) {
 	t.Parallel()
-	server := newTestAPI(t, map[string]http.HandlerFunc{"/api/v1/nodes": func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, `{"type":"ADDED","object":%s}`, condition("False", "KubeletNotReady", noCNI))
-		w.(http.Flusher).Flush()
-		<-r.Context().Done()
-	}})
+	server := newTestAPI(t, map[string]http.HandlerFunc{
+		"/api/v1/nodes": func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, `{"type":"ADDED","object":%s}`, condition("False", "KubeletNotReady", noCNI))
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		},
+		"/api/v1/namespaces/kube-system/pods": says(`{"items":[{"metadata":{"name":"scheduler-n1"},"status":{"containerStatuses":[{"name":"scheduler",
+			"state":{"waiting":{"reason":"CrashLoopBackOff"}},"lastState":{"terminated":{"exitCode":1,"finishedAt":"2026-11-20T12:00:00Z"}}}]}}]}`),
+		"/api/v1/namespaces/kube-system/pods/scheduler-n1/log": says("leaderelection lost"),
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	err := server.open(t).waitReady(ctx, "n1", "", func(format string, args ...any) {
@@ -178,6 +183,9 @@ func TestWaitReadyGivesUpWithTheReason(t *testing.T) {
 	})
 	if err == nil || fault.As(err).Code != fault.NodeNotReady || !strings.Contains(err.Error(), noCNI) || !errors.Is(err, context.Canceled) {
 		t.Errorf("error = %v, want %s with the reason", err, fault.NodeNotReady)
+	}
+	if want := "scheduler of scheduler-n1 ended with 1: leaderelection lost"; err != nil && !strings.Contains(err.Error(), want) {
+		t.Errorf("error = %v, want that %s", err, want)
 	}
 }
 

@@ -222,41 +222,53 @@ func printable(text string) string {
 	}, strings.Join(strings.Fields(text), " "))
 }
 
-// InitContainers says whether init containers of kube-system's pods end well: those
-// of network plugins fail where nobody looks (pain-point C31). detail holds the last
-// line that the failed one wrote.
-func (a *API) InitContainers(ctx context.Context) (ok bool, detail string, err error) {
+// FailingPods says whether the containers of kube-system's pods work: init containers of
+// network plugins fail where nobody looks (pain-point C31), and a controller manager or
+// scheduler on a machine that is too slow loses its lease and starts again, later each
+// time. detail names the one that failed last, with the last line that it wrote. It
+// returns when ctx ends at the latest.
+func (a *API) FailingPods(ctx context.Context) (ok bool, detail string, err error) {
 	var pods struct{ Items []podObject }
 	if err := a.getJSON(ctx, a.admin, "/api/v1/namespaces/kube-system/pods?limit=1000", &pods); err != nil {
 		return false, "", fmt.Errorf("cannot list the pods of kube-system: %w", err)
 	}
-	var failed initFailure
+	var last containerFailure
 	for _, pod := range pods.Items {
-		if f, found := pod.initFailure(); found && f.ended.After(failed.ended) {
-			failed = f
+		for _, f := range pod.failures() {
+			if f.ended.After(last.ended) {
+				last = f
+			}
 		}
 	}
-	if failed.pod == "" {
-		return true, fmt.Sprintf("none of %d pods of kube-system has a failed one", len(pods.Items)), nil
+	if last.pod == "" {
+		return true, fmt.Sprintf("none of %d in kube-system fails", len(pods.Items)), nil
 	}
-	line, err := a.lastLine(ctx, failed)
+	line, err := a.lastLine(ctx, last)
 	if err != nil {
 		line = "its log cannot be read: " + err.Error()
 	}
-	return false, fmt.Sprintf("%s of %s ended with %d: %s", failed.container, failed.pod, failed.exitCode, line), nil
+	again := ""
+	if last.restarts > 1 {
+		again = fmt.Sprintf(", started again %d times", last.restarts)
+	}
+	return false, fmt.Sprintf("%s of %s ended with %d%s: %s", last.container, last.pod, last.exitCode, again, line), nil
 }
 
-// podObject is a pod as far as its init containers go.
+// podObject is a pod as far as its containers' failures go.
 type podObject struct {
 	Metadata struct{ Name string }
-	Status   struct {
-		InitContainerStatuses []struct {
-			Name      string
-			Ready     bool // it ended well
-			State     struct{ Running, Terminated *ended }
-			LastState struct{ Terminated *ended }
-		}
+	Status   struct{ InitContainerStatuses, ContainerStatuses []containerStatus }
+}
+
+type containerStatus struct {
+	Name         string
+	Ready        bool // of an init container: it ended well
+	RestartCount int
+	State        struct {
+		Waiting             *struct{ Reason string }
+		Running, Terminated *ended
 	}
+	LastState struct{ Terminated *ended }
 }
 
 // ended is how a container ended.
@@ -265,31 +277,38 @@ type ended struct {
 	FinishedAt time.Time
 }
 
-type initFailure struct {
+// containerFailure is a container that does not do its work.
+type containerFailure struct {
 	pod, container string
 	exitCode       int
+	restarts       int
 	ended          time.Time
 	previous       bool // another try of it runs
 }
 
-func (p podObject) initFailure() (initFailure, bool) {
-	for _, c := range p.Status.InitContainerStatuses {
-		if c.Ready {
-			continue
-		}
-		how, previous := c.State.Terminated, false
-		if how == nil {
-			how, previous = c.LastState.Terminated, c.State.Running != nil
-		}
+// failures are the pod's init containers that ended badly, tried again or not, and its
+// other containers that the kubelet waits to start again.
+func (p podObject) failures() (found []containerFailure) {
+	add := func(c containerStatus, how *ended) {
 		if how != nil && how.ExitCode != 0 {
-			return initFailure{p.Metadata.Name, c.Name, how.ExitCode, how.FinishedAt, previous}, true
+			found = append(found, containerFailure{p.Metadata.Name, c.Name, how.ExitCode, c.RestartCount, how.FinishedAt, c.State.Running != nil})
 		}
 	}
-	return initFailure{}, false
+	for _, c := range p.Status.InitContainerStatuses {
+		if !c.Ready {
+			add(c, cmp.Or(c.State.Terminated, c.LastState.Terminated))
+		}
+	}
+	for _, c := range p.Status.ContainerStatuses {
+		if c.State.Waiting != nil && c.State.Waiting.Reason == "CrashLoopBackOff" {
+			add(c, c.LastState.Terminated)
+		}
+	}
+	return found
 }
 
 // lastLine returns the last line that a container wrote.
-func (a *API) lastLine(ctx context.Context, f initFailure) (string, error) {
+func (a *API) lastLine(ctx context.Context, f containerFailure) (string, error) {
 	query := url.Values{"container": {f.container}, "tailLines": {"1"}, "limitBytes": {"4096"}}
 	if f.previous {
 		query.Set("previous", "true")

@@ -139,8 +139,9 @@ func TestEtcdHealthOfStrangers(t *testing.T) {
 	}
 }
 
-// C31: a network plugin's init container that fails is named with its last line.
-func TestInitContainers(t *testing.T) {
+// C31: a network plugin's init container that fails is named with its last line, and so is
+// a part of the control plane that crashes again and again.
+func TestFailingPods(t *testing.T) {
 	t.Parallel()
 	const good = `{"metadata":{"name":"etcd-n1"},"status":{}},
 		{"metadata":{"name":"old"},"status":{"initContainerStatuses":[{"name":"x","ready":false,"state":{"terminated":{"exitCode":1,"finishedAt":"2026-11-20T10:00:00Z"}}}]}}`
@@ -150,11 +151,18 @@ func TestInitContainers(t *testing.T) {
 			{"name":"install-cni","ready":false,` + state + `}]}},` + good + `]}`
 	}
 	const ended = `"terminated":{"exitCode":127,"finishedAt":"2026-11-20T12:00:00Z"}`
+	crashes := func(state string) string {
+		return `{"items":[{"metadata":{"name":"calico-node-7"},"status":{"containerStatuses":[
+			{"name":"install-cni","ready":false,"restartCount":7,` + state + `,"lastState":{"terminated":{"exitCode":1,"finishedAt":"2026-11-20T12:00:00Z"}}}]}},` + good + `]}`
+	}
 	for name, test := range map[string]struct{ pods, previous, detail string }{
-		"waits":   {status(`"state":{"waiting":{"reason":"CrashLoopBackOff"}},"lastState":{` + ended + `}`), "", "install-cni of calico-node-7 ended with 127: CPU ISA level?[31m is lower than required"},
-		"ended":   {status(`"state":{` + ended + `}`), "", "install-cni of calico-node-7 ended with 127: CPU ISA level?[31m is lower than required"},
-		"again":   {status(`"state":{"running":{"startedAt":"2026-11-20T12:00:01Z"}},"lastState":{` + ended + `}`), "true", "install-cni of calico-node-7 ended with 127: CPU ISA level?[31m is lower than required"},
-		"running": {`{"items":[` + strings.Replace(good, `"exitCode":1`, `"exitCode":0`, 1) + `]}`, "", ""},
+		"crashes":      {crashes(`"state":{"waiting":{"reason":"CrashLoopBackOff"}}`), "", "install-cni of calico-node-7 ended with 1, started again 7 times: CPU ISA level?[31m is lower than required"},
+		"crashed once": {strings.Replace(crashes(`"state":{"running":{"startedAt":"2026-11-20T12:00:01Z"}}`), good, `{}`, 1), "", ""},
+		"is made":      {strings.Replace(crashes(`"state":{"waiting":{"reason":"ContainerCreating"}}`), good, `{}`, 1), "", ""},
+		"waits":        {status(`"state":{"waiting":{"reason":"CrashLoopBackOff"}},"lastState":{` + ended + `}`), "", "install-cni of calico-node-7 ended with 127: CPU ISA level?[31m is lower than required"},
+		"ended":        {status(`"state":{` + ended + `}`), "", "install-cni of calico-node-7 ended with 127: CPU ISA level?[31m is lower than required"},
+		"again":        {status(`"state":{"running":{"startedAt":"2026-11-20T12:00:01Z"}},"lastState":{` + ended + `}`), "true", "install-cni of calico-node-7 ended with 127: CPU ISA level?[31m is lower than required"},
+		"running":      {`{"items":[` + strings.Replace(good, `"exitCode":1`, `"exitCode":0`, 1) + `]}`, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -167,7 +175,7 @@ func TestInitContainers(t *testing.T) {
 					fmt.Fprintln(w, "CPU ISA level\x1b[31m is lower than required")
 				},
 			}).open(t)
-			ok, detail, err := api.InitContainers(t.Context())
+			ok, detail, err := api.FailingPods(t.Context())
 			if err != nil || ok != (test.detail == "") || test.detail != "" && detail != test.detail {
 				t.Errorf("ok %v, %q, %v", ok, detail, err)
 			}

@@ -59,7 +59,7 @@ func TestE2ECluster(t *testing.T) {
 		t.Fatalf("exit code %d, phase %s, failures %v, warnings %v", code, status.Phase, status.Failures(), status.Warnings)
 	}
 	wantGates(t, ctx, m)
-	wantHealth(t, ctx, m, "certificates disk etcd init-pods")
+	wantHealth(t, ctx, m, "certificates disk etcd pods")
 	serverChecks(t, checks, 1)
 	if err := m.EjectISO(ctx); err != nil {
 		t.Fatal(err)
