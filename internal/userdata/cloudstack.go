@@ -3,6 +3,7 @@
 package userdata
 
 import (
+	"net/netip"
 	"path"
 	"slices"
 	"strconv"
@@ -106,8 +107,6 @@ func (p *parser) leftTo() []string {
 		what = "it finds its cluster by a file from elsewhere (" + quote(i.Discovery.File) + ")"
 	case !slices.Contains([]string{"", "/run/containerd/containerd.sock", "/var/run/containerd/containerd.sock"}, strings.TrimPrefix(i.CRISocket, "unix://")):
 		what = "it uses another container runtime than containerd (" + quote(i.CRISocket) + ")"
-	case i.VRISO != "":
-		what = "it takes the ISO's files from the virtual router"
 	default:
 		return nil
 	}
@@ -166,18 +165,13 @@ func (p *parser) iso(s *shellScript, from source) {
 			p.intent.EjectISO = true
 			p.intent.set("ejectISO", from.line(c.line, "eject"))
 		case "wget":
-			for _, argv := range s.variants(c.words) {
-				for _, arg := range argv[1:] {
-					host, ok := strings.CutSuffix(arg, "/cks-iso")
-					if host = strings.TrimPrefix(host, "http://"); ok && p.intent.VRISO == "" && isHost(host) {
-						p.intent.VRISO = host
-						p.intent.set("vrISO", from.line(c.line, "wget"))
-					}
-				}
-			}
-			if p.intent.VRISO == "" {
+			router, one := s.router(c)
+			if !one || !isRouter(router) || (p.intent.VRISO != "" && p.intent.VRISO != router) {
 				p.hand("%s line %d downloads from a place that is not the address of a virtual router", path.Base(setupScript), c.line)
+				continue
 			}
+			p.intent.VRISO = router
+			p.intent.set("vrISO", from.line(c.line, "wget"))
 		case "curl":
 			if slices.ContainsFunc(c.words, func(word string) bool { return strings.HasSuffix(word, ":6443/version") }) {
 				continue
@@ -190,6 +184,32 @@ func (p *parser) iso(s *shellScript, from source) {
 		}
 	}
 }
+
+// router returns where a wget takes the ISO's files from; one is false when that is
+// not one place.
+func (s *shellScript) router(wget shellCommand) (router string, one bool) {
+	for _, argv := range s.variants(wget.words) {
+		for _, arg := range argv[1:] {
+			host, ok := strings.CutSuffix(arg, "/cks-iso")
+			if host = strings.TrimPrefix(host, "http://"); !ok || (one && host == router) {
+				continue
+			}
+			if one {
+				return "", false
+			}
+			router, one = host, true
+		}
+	}
+	return router, one
+}
+
+// isRouter says whether a text is the address of a virtual router.
+func isRouter(text string) bool {
+	address, err := netip.ParseAddr(text)
+	return err == nil && address.Zone() == "" || routerName().MatchString(text)
+}
+
+var routerName = pattern(`^([A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?$`)
 
 // waits takes a sleep in a loop for the pause between two looks for the ISO, and
 // what the loop counts up to for their number. A value that is 0 or missing is one

@@ -115,11 +115,27 @@ func TestParseGenerations(t *testing.T) {
 			t.Errorf("%s: mode %s by %s, %v", name, intent.Mode, intent.Handover, problems)
 		}
 	}
-	for name, want := range map[string]Mode{"worker-4.21-virtual-router-iso": ModeJoin} {
-		intent, _ := Parse(corpusText(t, name))
-		// Understood: nothing but what this version does not do is in the way.
-		if intent.Mode != want || len(intent.HandoverReasons) != 1 || !strings.HasSuffix(intent.HandoverReasons[0], "which this nodeagent leaves to cloud-init") {
-			t.Errorf("%s: mode %s because of %q; want %s, understood", name, intent.Mode, intent.HandoverReasons, want)
+	const worker = "worker-4.21-virtual-router-iso"
+	if intent, problems := Parse(corpusText(t, worker)); intent.Handover != HandoverNodeagent || intent.Mode != ModeJoin || intent.VRISO != "10.1.1.1" || len(problems) > 0 {
+		t.Errorf("%s: mode %s by %s with router %q, %v", worker, intent.Mode, intent.Handover, intent.VRISO, problems)
+	}
+}
+
+// Only one address of a router is taken for the place of the ISO's files.
+func TestParseRouterOfISO(t *testing.T) {
+	t.Parallel()
+	worker := string(corpusText(t, "worker-4.21-virtual-router-iso"))
+	const line = `ROUTER_IP="10.1.1.1"`
+	for text, want := range map[string]string{
+		`ROUTER_IP="r-4-VM.cs1cloud.internal:8080"`:                        "r-4-VM.cs1cloud.internal:8080",
+		`ROUTER_IP="[fd00::1]"`:                                            "[fd00::1]",
+		`ROUTER_IP="10.1.1.1?x=http://example.com"`:                        "",
+		`ROUTER_IP="fe80::1%eth0"`:                                         "",
+		`if [ -f /x ]; then R=10.1.1.1; else R=10.1.1.2; fi; ROUTER_IP=$R`: "",
+	} {
+		intent, _ := Parse([]byte(edit(t, worker, line, text)))
+		if by := map[bool]string{true: HandoverCloudInit, false: HandoverNodeagent}[want == ""]; intent.VRISO != want || intent.Handover != by {
+			t.Errorf("%s: router %q by %s because of %q; want %q by %s", text, intent.VRISO, intent.Handover, intent.HandoverReasons, want, by)
 		}
 	}
 }

@@ -178,7 +178,7 @@ func (r nativeReader) fill() {
 	} else if n > 0 {
 		i.WaitAttempts = n
 	}
-	if i.VRISO != "" && !isHost(i.VRISO) {
+	if i.VRISO != "" && !isRouter(i.VRISO) {
 		r.wrong("iso.router", 0, "is %s; an address was expected", quote(i.VRISO))
 	}
 	if k.BindPort < 0 || k.BindPort > 65535 {
