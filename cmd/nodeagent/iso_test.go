@@ -179,7 +179,7 @@ func TestNotesOfVerification(t *testing.T) {
 		m.Write("/sys/class/block/sr0/size", "2048\n")
 		m.Write("/dev/sr0", string(image))
 		m.AddMedium("/dev/sr0", tree)
-		bundle, err := kubeadm.FindISO(t.Context(), m.Host(), "", t.Logf)
+		bundle, err := kubeadm.FindISO(t.Context(), m.Host(), "", "", t.Logf)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -606,12 +606,12 @@ func (n *node) isoPatience() time.Duration {
 }
 
 func (n *node) findISO(ctx context.Context, report host.Report) (agent.Result, error) {
-	bundle, err := kubeadm.FindISO(ctx, n.host, n.intent.Version, report)
+	bundle, err := kubeadm.FindISO(ctx, n.host, n.intent.Version, n.intent.VRISO, report)
 	if err != nil {
 		return agent.Result{}, err
 	}
 	n.bundle = bundle
-	result := agent.Result{Note: fmt.Sprintf("%s on %s (label %q), %d images", bundle.Version, bundle.Device, bundle.Label, len(bundle.Images))}
+	result := agent.Result{Note: fmt.Sprintf("%s on %s, %d images", bundle.Version, bundle.Source(), len(bundle.Images))}
 	if n.makesEtcd() { // neither containerd nor the images are for it
 		return result, nil
 	}
@@ -686,6 +686,10 @@ func (n *node) imagesNote(without string) string {
 
 // releaseISO lets go of the ISO and records that it is not needed any more.
 func (n *node) releaseISO(context.Context, host.Report) (agent.Result, error) {
+	if n.bundle == nil {
+		// A kill may have come between the record and the end of what was fetched.
+		return agent.Result{Skipped: true, Note: "installed before: " + n.installed.Version}, kubeadm.Forget(n.host)
+	}
 	// Recorded first, and on the disk: after the ejection there is no way back.
 	n.host.Kernel.Sync()
 	n.update(func(s *agent.State) {

@@ -35,7 +35,7 @@ func bootPlan(n *node) []agent.Step {
 		{Name: "install", Short: "binaries and units are in place", Needs: []string{"iso"}, Applies: n.makes, Timeout: 10 * time.Minute, Run: n.fromISO(n.install)},
 		{Name: "containerd", Short: "containerd is configured", Needs: []string{"iso"}, Applies: n.makesKubernetes, Timeout: 5 * time.Minute, Run: n.once(n.configureContainerd)},
 		{Name: "images", Short: "the images are imported", Needs: []string{"containerd"}, Applies: n.makesKubernetes, Timeout: 30 * time.Minute, Run: n.fromISO(n.importImages)},
-		{Name: "release", Short: "the ISO is unmounted", Needs: []string{"install", "images"}, Applies: n.makes, Timeout: time.Minute, Run: n.fromISO(n.releaseISO)},
+		{Name: "release", Short: "the ISO is unmounted", Needs: []string{"install", "images"}, Applies: n.makes, Timeout: time.Minute, Run: n.once(n.releaseISO)},
 		{Name: "kubeadm", Short: "kubeadm has made the node", Needs: []string{"install", "images", "cloud-init"}, Applies: n.makesKubernetes, Timeout: 20 * time.Minute, Longer: n.joinPatience, Run: n.once(n.runKubeadm)},
 		{Name: "add-ons", Short: "the ISO's manifests are applied", Needs: []string{"kubeadm"}, Applies: n.makesKubernetes, Timeout: 10 * time.Minute, Run: n.once(n.applyAddOns)},
 		{Name: "ready", Short: "the node is Ready", Needs: []string{"add-ons"}, Applies: n.makesKubernetes, Timeout: 20 * time.Minute, Run: n.awaitReady},

@@ -26,11 +26,12 @@ import (
 // which stays free for them.
 const isoFolder = "/run/nodeagent/iso"
 
-// Bundle is a mounted binaries ISO that has all a node needs.
+// Bundle is a binaries ISO that has all a node needs: a mounted one, or what was fetched
+// of a virtual router's.
 type Bundle struct {
-	Device  string // /dev/sr0
+	Device  string // /dev/sr0, or http://10.1.1.1/cks-iso/
 	Label   string // the ISO's volume label; anything, also ""
-	Dir     string // where it is mounted
+	Dir     string // where it is mounted, or was fetched to
 	Version string // of its kubeadm: v1.34.4
 	Images  []ImageFile
 
@@ -45,6 +46,14 @@ func (b *Bundle) Verification() string {
 		return "not verified"
 	}
 	return "checked against " + SumsFile
+}
+
+// Source says where the ISO is: /dev/sr0 (label "CDROM").
+func (b *Bundle) Source() string {
+	if b.Dir == downloads {
+		return b.Device
+	}
+	return fmt.Sprintf("%s (label %q)", b.Device, b.Label)
 }
 
 // ImageFile is an archive of container images in the ISO's docker folder.
@@ -113,13 +122,25 @@ func label(text string) string {
 // the way, because only running it tells its version and the mount is not
 // executable.
 //
-// It waits for the kernel's device events, without polling, until ctx ends; then
-// the error is fault.ISOMissing and says which media were seen. A binaries ISO
+// router is the address of a virtual router that may serve the files of such an ISO, or
+// "": when the first look at the drives shows none it is asked too, and the first that
+// has a whole one is taken. Its files are fetched to the disk, where a run that is cut
+// short leaves them for the next one.
+//
+// It waits for the kernel's device events, without polling, until ctx ends (for the
+// router, with growing pauses); then the error is fault.ISOMissing and says which media were seen. A binaries ISO
 // that lacks files (fault.ISOIncomplete) or its end (fault.ISOTruncated), holds others
 // than its manifest says (fault.ISOChecksum), or is of another version
 // (fault.ISOInvalid) fails at once, and so does one whose storage stops answering
-// (fault.ISOStalled).
-func FindISO(ctx context.Context, h *host.Host, want string, report host.Report) (*Bundle, error) {
+// (fault.ISOStalled), or for which the disk has no room (fault.DiskSpaceLow).
+func FindISO(ctx context.Context, h *host.Host, want, router string, report host.Report) (*Bundle, error) {
+	var source *routerISO
+	if router != "" {
+		var err error
+		if source, err = newRouterISO(h, router); err != nil {
+			return nil, err
+		}
+	}
 	// The watch comes before the first look, or a medium between the two would go
 	// unseen.
 	watch, err := host.WatchBlock()
@@ -127,22 +148,32 @@ func FindISO(ctx context.Context, h *host.Host, want string, report host.Report)
 		return nil, err
 	}
 	defer watch.Close()
-	return findISO(ctx, h, want, watch.Changed, say(report))
+	return findISO(ctx, h, want, source, watch.Changed, say(report))
 }
 
 // rereadInterval is when a medium that could not be read is tried again: of that
 // the kernel sends no event.
 const rereadInterval = 5 * time.Second
 
-func findISO(ctx context.Context, h *host.Host, want string, changed <-chan struct{}, report host.Report) (*Bundle, error) {
-	return awaitBundle(ctx, h, changed, report, func(media []medium) (*Bundle, error) { return chooseBundle(ctx, h, media, want, Kubeadm) })
+func findISO(ctx context.Context, h *host.Host, want string, router *routerISO, changed <-chan struct{}, report host.Report) (*Bundle, error) {
+	bundle, err := awaitBundle(ctx, h, router, changed, report, func(media []medium) (*Bundle, error) { return chooseBundle(ctx, h, media, want, Kubeadm) })
+	switch {
+	case err == nil && bundle == nil:
+		return router.bundle(ctx, want, Kubeadm)
+	case err == nil: // what was fetched meanwhile is not needed
+		err = Forget(h)
+	}
+	return bundle, err
 }
 
-// awaitBundle looks at the media until choose has mounted one of them.
-func awaitBundle(ctx context.Context, h *host.Host, changed <-chan struct{}, report host.Report, choose func([]medium) (*Bundle, error)) (*Bundle, error) {
+// awaitBundle looks at the media until choose has mounted one of them. It returns
+// nothing when the router's ISO, where router is not nil, is there first.
+func awaitBundle(ctx context.Context, h *host.Host, router *routerISO, changed <-chan struct{}, report host.Report, choose func([]medium) (*Bundle, error)) (*Bundle, error) {
+	defer router.end()
 	if err := h.EnableMediaEvents(); err != nil {
 		report("%v", err)
 	}
+	heard := "" // of the router
 	for {
 		media, err := scanMedia(ctx, h)
 		if err != nil {
@@ -152,17 +183,30 @@ func awaitBundle(ctx context.Context, h *host.Host, changed <-chan struct{}, rep
 		if bundle != nil || err != nil {
 			return bundle, err
 		}
-		seen := describe(media)
-		report("waiting for the binaries ISO: %s", seen)
+		router.start(ctx)
 		var reread <-chan time.Time
 		if slices.ContainsFunc(media, func(m medium) bool { return m.kind == mediumUnreadable }) {
 			reread = time.After(rereadInterval)
 		}
-		select {
-		case <-changed:
-		case <-reread:
-		case <-ctx.Done():
-			return nil, fault.Wrap(fault.ISOMissing, context.Cause(ctx), "the binaries ISO did not come (%s)", seen)
+		for look := false; !look; {
+			seen := describe(media)
+			if heard != "" {
+				seen += "; " + heard
+			}
+			report("waiting for the binaries ISO: %s", seen)
+			select {
+			case <-changed:
+				look = true
+			case <-reread:
+				look = true
+			case n := <-router.heard():
+				if n.done {
+					return nil, n.err
+				}
+				heard = n.text
+			case <-ctx.Done():
+				return nil, fault.Wrap(fault.ISOMissing, context.Cause(ctx), "the binaries ISO did not come (%s)", seen)
+			}
 		}
 	}
 }
@@ -210,11 +254,16 @@ func chooseBundle(ctx context.Context, h *host.Host, media []medium, want, progr
 	if len(others) == 0 {
 		return nil, nil
 	}
+	return nil, wrongVersion(others, want)
+}
+
+// wrongVersion is what it is when none of the ISOs is the one to use.
+func wrongVersion(others []string, want string) error {
 	asked := "no version is asked for"
 	if want != "" {
 		asked = WithV(want) + " is asked for"
 	}
-	return nil, fault.New(fault.ISOInvalid, "cannot choose a binaries ISO: %s; %s", strings.Join(others, ", "), asked).
+	return fault.New(fault.ISOInvalid, "cannot choose a binaries ISO: %s; %s", strings.Join(others, ", "), asked).
 		WithHint("Attach the ISO of the cluster's Kubernetes version and detach the others.")
 }
 
@@ -237,27 +286,34 @@ func openBundle(ctx context.Context, h *host.Host, m medium, program string) (*B
 		return nil, withCode(fault.ISOInvalid, err, "cannot mount the binaries ISO in %s", m.device)
 	}
 	bundle := &Bundle{Device: m.device, Label: m.label, Dir: isoFolder, Images: m.images, descriptor: m.descriptor}
+	if err := bundle.use(ctx, h, program); err != nil {
+		return nil, errors.Join(err, bundle.Release(h, false))
+	}
+	return bundle, nil
+}
+
+// use installs the ISO's kubeadm as program to learn the version.
+func (b *Bundle) use(ctx context.Context, h *host.Host, program string) error {
 	err := func() error {
-		files, err := bundle.open(ctx, h)
+		files, err := b.open(ctx, h)
 		if err != nil {
 			return err
 		}
 		defer files.Close()
-		if bundle.sums, err = readSums(files); err != nil {
+		if b.sums, err = readSums(files); err != nil {
 			return err
 		}
-		files.sums = bundle.sums
+		files.sums = b.sums
 		if _, err := installProgram(h, files, "k8s/kubeadm", program); err != nil {
 			return err
 		}
-		bundle.Version, err = installedVersion(ctx, h, program)
+		b.Version, err = installedVersion(ctx, h, program)
 		return err
 	}()
 	if err != nil {
-		err = errors.Join(bundle.checkMedium(ctx, h, err), bundle.Release(h, false))
-		return nil, withCode(fault.InstallFailed, err, "cannot use the binaries ISO in %s", m.device)
+		return withCode(fault.InstallFailed, b.checkMedium(ctx, h, err), "cannot use the binaries ISO in %s", b.Device)
 	}
-	return bundle, nil
+	return nil
 }
 
 // open opens the mounted ISO's files; they are to be closed before Release.
@@ -269,9 +325,12 @@ func (b *Bundle) open(ctx context.Context, h *host.Host) (*isoFiles, error) {
 	return files, err
 }
 
-// checkMedium says so when another medium is in the drive than the one that was
+// checkMedium is called after the ISO was read. It says so when another medium is in the drive than the one that was
 // chosen. err is what came of reading it, nil for nothing; else it is returned.
 func (b *Bundle) checkMedium(ctx context.Context, h *host.Host, err error) error {
+	if b.Dir == downloads && err != nil && ctx.Err() == nil {
+		return distrust(h, err)
+	}
 	if b.descriptor == nil || ctx.Err() != nil || isStalled(err) {
 		return err
 	}
@@ -289,9 +348,12 @@ func (b *Bundle) checkMedium(ctx context.Context, h *host.Host, err error) error
 	return err
 }
 
-// Release unmounts the ISO. With eject it also opens the drive, which VMware
+// Release unmounts the ISO, or removes what was fetched of it. With eject it also opens the drive, which VMware
 // needs to detach it; a drive that cannot be opened is an error only then.
 func (b *Bundle) Release(h *host.Host, eject bool) error {
+	if b.Dir == downloads {
+		return Forget(h)
+	}
 	if err := h.Kernel.Unmount(h.Path(isoFolder)); err != nil {
 		return fmt.Errorf("cannot unmount the binaries ISO: %w", err)
 	}

@@ -111,7 +111,7 @@ func TestFindISOByContent(t *testing.T) {
 			addDevice(t, m, "sr2", "systemvm", map[string]string{"cloud-scripts.tgz": "x"})
 			m.Write("/sys/class/block/vda/size", "1000\n")
 			m.Write("/dev/vda", "too small to be one")
-			bundle, err := findISO(t.Context(), m.Host(), "1.34.4", nil, discard)
+			bundle, err := findISO(t.Context(), m.Host(), "1.34.4", nil, nil, discard)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -137,7 +137,7 @@ func TestFindISONamesAllMissingFiles(t *testing.T) {
 	delete(files, "docker/pause:3.10.tar")
 	files["k8s/kubelet"] = ""
 	addDevice(t, m, "sr0", "CDROM", files)
-	_, err := findISO(t.Context(), m.Host(), "", nil, discard)
+	_, err := findISO(t.Context(), m.Host(), "", nil, nil, discard)
 	if got := fault.As(err); err == nil || got.Code != fault.ISOIncomplete {
 		t.Fatalf("error = %v, want %s", err, fault.ISOIncomplete)
 	}
@@ -161,7 +161,7 @@ func TestFindISOOfSeveral(t *testing.T) {
 			m := testMachine(t)
 			addDevice(t, m, "sr0", "CDROM", bundleFiles(t, "v1.33.1"))
 			addDevice(t, m, "sr1", "CDROM", bundleFiles(t, "v1.34.4"))
-			bundle, err := findISO(t.Context(), m.Host(), test.want, nil, discard)
+			bundle, err := findISO(t.Context(), m.Host(), test.want, nil, nil, discard)
 			if test.device != "" {
 				if err != nil || bundle.Device != test.device {
 					t.Fatalf("bundle = %+v, %v; want %s", bundle, err, test.device)
@@ -190,7 +190,7 @@ func TestFindISOWaitsForEvents(t *testing.T) {
 	addDevice(t, m, "sr1", "", nil)
 	changed := make(chan struct{}, 1)
 	var reports []string
-	bundle, err := findISO(t.Context(), m.Host(), "", changed, func(format string, args ...any) {
+	bundle, err := findISO(t.Context(), m.Host(), "", nil, changed, func(format string, args ...any) {
 		reports = append(reports, fmt.Sprintf(format, args...))
 		if len(reports) == 2 {
 			addDevice(t, m, "sr1", "CDROM", bundleFiles(t, "v1.34.4"))
@@ -215,7 +215,7 @@ func TestFindISOGivesUpSayingWhatItSaw(t *testing.T) {
 	addDevice(t, m, "sr0", "", nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	_, err := findISO(ctx, m.Host(), "", nil, discard)
+	_, err := findISO(ctx, m.Host(), "", nil, nil, discard)
 	if err == nil || fault.As(err).Code != fault.ISOMissing || !strings.Contains(err.Error(), "no medium in sr0") {
 		t.Errorf("error = %v, want %s with what was seen", err, fault.ISOMissing)
 	}
@@ -230,7 +230,7 @@ func TestFindISOAgainWithTheISOMounted(t *testing.T) {
 	m := testMachine(t)
 	addDevice(t, m, "sr0", "CDROM", bundleFiles(t, "v1.34.4"))
 	for range 2 {
-		bundle, err := findISO(t.Context(), m.Host(), "", nil, discard)
+		bundle, err := findISO(t.Context(), m.Host(), "", nil, nil, discard)
 		if err != nil || bundle.Device != "/dev/sr0" {
 			t.Fatalf("bundle = %+v, %v; want /dev/sr0", bundle, err)
 		}

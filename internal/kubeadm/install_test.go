@@ -55,7 +55,7 @@ func mounted(t testing.TB, files map[string]string) (*hosttest.Machine, *Bundle)
 	t.Helper()
 	m := testMachine(t)
 	addDevice(t, m, "sr0", "CDROM", files)
-	bundle, err := findISO(context.Background(), m.Host(), "", nil, discard)
+	bundle, err := findISO(context.Background(), m.Host(), "", nil, nil, discard)
 	if err != nil {
 		t.Fatal(err)
 	}

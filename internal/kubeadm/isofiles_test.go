@@ -122,7 +122,7 @@ func TestFindISOStalledMount(t *testing.T) {
 		addDevice(t, m, "sr0", "CDROM", bundleFiles(t, "v1.34.4"))
 		h, release := m.Host(), make(chan struct{})
 		h.Kernel = stalledKernel{h.Kernel, release}
-		_, err := findISO(t.Context(), h, "", nil, discard)
+		_, err := findISO(t.Context(), h, "", nil, nil, discard)
 		if want := "cannot look into /dev/sr0: no answer for 2m0s"; err == nil || fault.As(err).Code != fault.ISOStalled || err.Error() != want {
 			t.Errorf("error %v, want %q", err, want)
 		}
@@ -200,7 +200,7 @@ func TestFindISOTruncated(t *testing.T) {
 		delete(files, lacks)
 		addDevice(t, m, "sr0", "CDROM", files)
 		m.Write("/dev/sr0", truncated("CDROM"))
-		_, err := findISO(t.Context(), m.Host(), "", nil, discard)
+		_, err := findISO(t.Context(), m.Host(), "", nil, nil, discard)
 		if err == nil || fault.As(err).Code != fault.ISOTruncated || err.Error() != want {
 			t.Errorf("error %v, want %s %q", err, fault.ISOTruncated, want)
 		}
@@ -214,7 +214,7 @@ func TestFindISOBesideTruncatedMedium(t *testing.T) {
 	addDevice(t, m, "sr0", "config-2", map[string]string{"openstack/x": "x"})
 	m.Write("/dev/sr0", truncated("config-2"))
 	addDevice(t, m, "sr1", "CDROM", bundleFiles(t, "v1.34.4"))
-	if bundle, err := findISO(t.Context(), m.Host(), "", nil, discard); err != nil || bundle.Device != "/dev/sr1" {
+	if bundle, err := findISO(t.Context(), m.Host(), "", nil, nil, discard); err != nil || bundle.Device != "/dev/sr1" {
 		t.Errorf("bundle %+v, %v", bundle, err)
 	}
 }
@@ -339,7 +339,7 @@ func TestFindISOVerifies(t *testing.T) {
 		change(files)
 		m := testMachine(t)
 		addDevice(t, m, "sr0", "CDROM", files)
-		_, err := findISO(t.Context(), m.Host(), "", nil, discard)
+		_, err := findISO(t.Context(), m.Host(), "", nil, nil, discard)
 		if err == nil || !strings.Contains(err.Error(), title) || !slices.Contains([]fault.Code{fault.ISOChecksum, fault.ISOInvalid}, fault.As(err).Code) {
 			t.Errorf("error %v, want one with %q", err, title)
 		}

@@ -143,6 +143,15 @@ func readSums(files fs.FS) (map[string]sum, error) {
 	if err != nil {
 		return nil, withCode(fault.ISOChecksum, err, "cannot compare %s with the files", SumsFile)
 	}
+	if err := compareSums(sums, found); err != nil {
+		return nil, err
+	}
+	return sums, nil
+}
+
+// compareSums compares the names in a manifest with the files that are there. The error
+// is fault.ISOChecksum.
+func compareSums[F any](sums map[string]sum, found map[string]F) error {
 	var missing, unlisted, problems []string
 	for name := range sums {
 		if _, ok := found[name]; !ok {
@@ -163,9 +172,9 @@ func readSums(files fs.FS) (map[string]sum, error) {
 		problems = append(problems, SumsFile+" does not list "+listed(unlisted))
 	}
 	if len(problems) > 0 {
-		return nil, fault.New(fault.ISOChecksum, "%s", strings.Join(problems, "; "))
+		return fault.New(fault.ISOChecksum, "%s", strings.Join(problems, "; "))
 	}
-	return sums, nil
+	return nil
 }
 
 // listed names some of many.

@@ -135,8 +135,7 @@ func readSpace(h *host.Host) (free, blobs int64, err error) {
 	if err := os.MkdirAll(folder, 0o711); err != nil {
 		return 0, 0, err
 	}
-	var statfs unix.Statfs_t
-	if err := unix.Statfs(folder, &statfs); err != nil {
+	if free, err = freeSpace(folder); err != nil {
 		return 0, 0, fmt.Errorf("cannot tell the free space of %s: %w", containerdFolder, err)
 	}
 	err = filepath.WalkDir(filepath.Join(folder, "io.containerd.content.v1.content/blobs"), func(_ string, entry fs.DirEntry, err error) error {
@@ -152,7 +151,14 @@ func readSpace(h *host.Host) (free, blobs int64, err error) {
 	if err != nil {
 		return 0, 0, fmt.Errorf("cannot tell what containerd has: %w", err)
 	}
-	return int64(statfs.Bavail) * statfs.Bsize, blobs, nil
+	return free, blobs, nil
+}
+
+// freeSpace returns the free bytes of a folder's file system.
+func freeSpace(folder string) (int64, error) {
+	var statfs unix.Statfs_t
+	err := unix.Statfs(folder, &statfs)
+	return int64(statfs.Bavail) * statfs.Bsize, err
 }
 
 func ignoreNotExist(err error) error {

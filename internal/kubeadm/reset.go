@@ -68,7 +68,7 @@ var (
 		rootKubeconfig, "/home/cloud/.kube/config", "/var/log/pods", "/var/log/containers", upgradeJournalFile, upgradeFolder, journalFile}
 	// fromISO is the rest. kubeadm goes last: without it nothing more can be reset.
 	fromISO = []string{binFolder + "/kubelet", binFolder + "/kubectl", binFolder + "/crictl", binFolder + "/etcd", binFolder + "/etcdctl", binFolder + "/etcdutl",
-		"/opt/cni", "/opt/autoscaler", "/opt/provider", "/opt/csi", Manifests,
+		"/opt/cni", "/opt/autoscaler", "/opt/provider", "/opt/csi", Manifests, downloads, suspect,
 		"/etc/systemd/system/" + kubeletUnit, "/etc/systemd/system/" + kubeletUnit + ".d", "/etc/systemd/system/" + etcdUnit, Kubeadm}
 )
 

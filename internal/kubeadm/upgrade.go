@@ -85,7 +85,7 @@ func PlanUpgrade(ctx context.Context, h *host.Host, options UpgradeOptions, repo
 
 // findUpgradeISO is FindISO that leaves the installed kubeadm alone.
 func findUpgradeISO(ctx context.Context, h *host.Host, want string, changed <-chan struct{}, report host.Report) (*Bundle, error) {
-	return awaitBundle(ctx, h, changed, report, func(media []medium) (*Bundle, error) {
+	return awaitBundle(ctx, h, nil, changed, report, func(media []medium) (*Bundle, error) {
 		return chooseBundle(ctx, h, media, want, newKubeadm)
 	})
 }
