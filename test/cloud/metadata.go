@@ -45,6 +45,7 @@ type metadata struct {
 	instances map[netip.Addr]instance
 	requests  []Request
 	delay     time.Duration
+	iso       string // folder of the binaries ISO's files, "" for none
 	servers   []*http.Server
 	serving   sync.WaitGroup
 }
@@ -137,7 +138,12 @@ func (m *metadata) record(port uint16, next http.Handler) http.Handler {
 func (m *metadata) serveMetadata(w http.ResponseWriter, r *http.Request) {
 	m.mu.Lock()
 	data, known := m.instances[client(r)]
+	iso := m.iso
 	m.mu.Unlock()
+	if iso != "" && strings.HasPrefix(r.URL.Path, isoPath) {
+		serveISO(w, r, iso)
+		return
+	}
 	path, ok := strings.CutPrefix(r.URL.Path, "/latest/")
 	if !known || !ok {
 		http.NotFound(w, r)

@@ -31,6 +31,9 @@ type UserdataParams struct {
 	Wait     time.Duration // whole seconds
 	Attempts int
 	EjectISO bool // true on VMware only
+	// ISORouter is the virtual router that external nodes of 4.21 and later may fetch the
+	// ISO's files from; workers only.
+	ISORouter netip.Addr
 	// Registry is the cluster's private one. Without it its placeholders stay in the
 	// text, as they do in CloudStack.
 	Registry Registry

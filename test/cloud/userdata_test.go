@@ -115,6 +115,13 @@ func TestUserdata(t *testing.T) {
 			setup:  []string{"SLEEP=30\n", "ATTEMPTS=40\n", "EJECT_ISO_FROM_OS=true\n"},
 			unit:   "ExecStartPre=/usr/bin/curl -k https://10.1.1.11:6443/version", absent: "--certificate-key",
 		},
+		{
+			name: "worker-router-iso", render: WorkerUserdata, files: common,
+			change: func(p *UserdataParams) { p.ISORouter, p.CertificateKey = netip.MustParseAddr("10.1.1.1"), "" },
+			deploy: []string{join + "--discovery-token-unsafe-skip-ca-verification"},
+			setup:  []string{"ROUTER_IP=\"10.1.1.1\"\n", "wget -r -R"},
+			unit:   "ExecStartPre=/usr/bin/curl -k https://10.1.1.11:6443/version", absent: "--certificate-key",
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
