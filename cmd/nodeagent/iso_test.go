@@ -17,6 +17,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"nodeagent/internal/agent"
 	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
 	"nodeagent/internal/host/hosttest"
@@ -191,5 +192,18 @@ func TestNotesOfVerification(t *testing.T) {
 		if note := n.imagesNote(", without the control plane's"); note != "7 files, 0 MB, "+want+", without the control plane's" {
 			t.Errorf("images: %q", note)
 		}
+	}
+}
+
+// A kill between the record that the ISO is installed and the removal of what was
+// fetched of a router's: the next boot removes it.
+func TestReleaseAfterKill(t *testing.T) {
+	t.Parallel()
+	m := hosttest.New(t)
+	m.Write("/var/lib/nodeagent/cks-iso/k8s/kubelet", "x")
+	n := &node{host: m.Host(), installed: &agent.Installed{Version: "v1.34.4"}}
+	result, err := n.releaseISO(t.Context(), t.Logf)
+	if err != nil || !result.Skipped || result.Note != "installed before: v1.34.4" || m.Host().Exists("/var/lib/nodeagent/cks-iso") {
+		t.Errorf("release: %+v, %v", result, err)
 	}
 }
