@@ -397,8 +397,7 @@ func TestRouterISOResumes(t *testing.T) {
 			panic(http.ErrAbortHandler)
 		}
 	})
-	bundle, err := r.find(t, m, "")
-	if err != nil {
+	if _, err := r.find(t, m, ""); err != nil {
 		t.Fatal(err)
 	}
 	after := r.gets()
@@ -417,7 +416,8 @@ func TestRouterISOResumes(t *testing.T) {
 
 	// Another ISO in its place: nothing of the old one is gone on with.
 	r.set(func() { r.built, r.odd = built.Add(time.Second), nil })
-	if bundle, err = r.find(t, m, ""); err != nil {
+	bundle, err := r.find(t, m, "")
+	if err != nil {
 		t.Fatal(err)
 	}
 	if got := r.gets(); len(got) != len(r.files) {
