@@ -184,7 +184,7 @@ func (d *download) complete(ctx context.Context, f remoteFile) error {
 			return err
 		}
 		d.say("%v; trying again", err)
-		if !wait(ctx, pause) {
+		if !sleep(ctx, pause) {
 			return context.Cause(ctx)
 		}
 		pause *= 2

@@ -163,21 +163,9 @@ func (r *routerISO) search(ctx context.Context) {
 			return
 		}
 		r.say("%v", err)
-		if !wait(ctx, pause) {
+		if !sleep(ctx, pause) {
 			return
 		}
-	}
-}
-
-// wait reports whether the time has passed before ctx ended.
-func wait(ctx context.Context, pause time.Duration) bool {
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 
