@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -209,7 +210,9 @@ func (i *run) attempts(ctx context.Context, earlier string) error {
 			onceMore = false
 			continue
 		}
-		if !sleep(ctx, pause) {
+		// Between half and one and a half of it: nodes that were in each other's way
+		// must not meet again each time (K6).
+		if !sleep(ctx, pause/2+rand.N(pause)) {
 			return first
 		}
 		pause = min(2*pause, lastRetry)
