@@ -129,6 +129,17 @@ func TestStream(t *testing.T) {
 	}
 }
 
+// A line that is nothing but keys takes no time to speak of, and loses its end at most.
+func TestHostileLine(t *testing.T) {
+	t.Parallel()
+	for _, piece := range []string{`token="`, "--token ", `"data":{`, "-----BEGIN PRIVATE KEY----- ", "a=", "eyJ.", "://a:b@"} {
+		line := "first " + strings.Repeat(piece, 60_000/len(piece)) + "hunter22\n" + "next"
+		if got := redact.New([]string{"hunter22"}).String(line); !strings.HasPrefix(got, "first") || strings.Contains(got, "hunter22") || !strings.Contains(got, "\n") {
+			t.Errorf("%q: %.100q", piece, got)
+		}
+	}
+}
+
 type full struct{}
 
 func (full) Write([]byte) (int, error) { return 0, io.ErrShortWrite }

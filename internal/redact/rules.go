@@ -157,12 +157,20 @@ var (
 	flagged  = pattern(`(?:^|[\s"'=\[(])--?([A-Za-z][A-Za-z0-9-]*)(\\*["'])?[\s,]+`)
 )
 
+// maxKeys is how many keys of a line are looked at: each costs a look at its rest. What
+// comes after as many is struck whole.
+const maxKeys = 1000
+
 // keyed returns where a line has the value of a key, flag or header that is secret.
 func (r *reader) keyed(line string) (spans []span) {
 	if !mayHaveSecretKey(line) {
 		return nil
 	}
-	for _, at := range assigned().FindAllStringSubmatchIndex(line, -1) {
+	all := assigned().FindAllStringSubmatchIndex(line, maxKeys)
+	if len(all) == maxKeys {
+		spans = append(spans, span{all[maxKeys-1][0], len(line)})
+	}
+	for _, at := range all {
 		key, sign := line[at[2]:at[3]], line[at[6]:at[7]]
 		if !isSecret(key, sign) {
 			continue
@@ -173,7 +181,11 @@ func (r *reader) keyed(line string) (spans []span) {
 		}
 		spans = r.addValue(spans, line, key, s)
 	}
-	for _, at := range flagged().FindAllStringSubmatchIndex(line, -1) {
+	all = flagged().FindAllStringSubmatchIndex(line, maxKeys)
+	if len(all) == maxKeys {
+		spans = append(spans, span{all[maxKeys-1][0], len(line)})
+	}
+	for _, at := range all {
 		if key := line[at[2]:at[3]]; isSecret(key, "=") && !strings.HasPrefix(line[at[1]:], "--") {
 			spans = r.addValue(spans, line, key, valueAt(line, at[1]))
 		}
