@@ -42,9 +42,8 @@ starts this at every boot (nodeagent.service); see "nodeagent status" for what i
 					log.Warn(fmt.Sprintf("cannot show the result at the login prompt, continuing: %v", err))
 				}
 			}
-			runner.Failed = tell
+			runner.Changed = tell
 			failed := runner.Run(cmd.Context(), bootPlan(n))
-			tell(runner.State())
 			if failed != nil {
 				// Each failure is in the log already, with its step.
 				return exitCode(exitFail)

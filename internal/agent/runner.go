@@ -26,9 +26,12 @@ type Runner struct {
 	// Notify sends systemd a message as sd_notify(3) describes, for instance
 	// "READY=1" or "STATUS=...".
 	Notify func(message string)
-	// Failed is called after each step that failed, while others may still run.
-	Failed func(state *State)
-	Now    func() time.Time
+	// Changed is called when the steps begin, after each that has ended, while others may
+	// still run, and when all have.
+	Changed func(state *State)
+	Now     func() time.Time
+	// Monotonic is the kernel's clock.
+	Monotonic func() (time.Duration, error)
 
 	mu    sync.Mutex
 	state State
@@ -48,7 +51,7 @@ func NewRunner(h *host.Host, log *zap.Logger, version string, notify func(string
 	if err != nil {
 		return nil, err
 	}
-	r := &Runner{Host: h, Log: log, Notify: notify, Failed: func(*State) {}, Now: time.Now, notes: map[string]string{}, abandonAfter: abandonAfter}
+	r := &Runner{Host: h, Log: log, Notify: notify, Changed: func(*State) {}, Now: time.Now, Monotonic: host.Monotonic, notes: map[string]string{}, abandonAfter: abandonAfter}
 	r.state = State{SchemaVersion: SchemaVersion, AgentVersion: version, BootID: bootID, Warnings: []Warning{}}
 	earlier, err := Load(h)
 	switch {
@@ -93,6 +96,7 @@ func (r *Runner) Run(ctx context.Context, steps []Step) error {
 		return err
 	}
 	r.begin(steps)
+	r.Changed(r.State())
 
 	waiting := slices.Clone(steps)
 	ended := map[string]bool{} // name -> it succeeded
@@ -138,10 +142,11 @@ func (r *Runner) Run(ctx context.Context, steps []Step) error {
 		r.finish(ctx, o)
 		if o.err != nil {
 			failures = append(failures, fmt.Errorf("step %s: %w", o.step.Name, o.err))
-			r.Failed(r.State())
 		}
+		r.Changed(r.State())
 	}
 	r.end()
+	r.Changed(r.State())
 	if ctx.Err() != nil {
 		failures = append(failures, context.Cause(ctx))
 	}
@@ -231,12 +236,21 @@ func (r *Runner) lastNote(name string) string {
 func (r *Runner) begin(steps []Step) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.state.Started = r.Now()
+	r.state.Started, r.state.StartedMonotonic = r.Now(), r.seconds()
 	r.state.Steps = nil
 	for _, step := range steps {
 		r.state.Steps = append(r.state.Steps, Record{Name: step.Name, Short: step.Short, Needs: step.Needs, Status: Pending})
 	}
 	r.save()
+}
+
+// seconds is the monotonic clock, or 0 where there is none.
+func (r *Runner) seconds() float64 {
+	now, err := r.Monotonic()
+	if err != nil {
+		return 0
+	}
+	return now.Round(time.Millisecond).Seconds()
 }
 
 func (r *Runner) drop(name string) {
@@ -256,7 +270,7 @@ func (r *Runner) start(step Step) {
 	now := r.Now()
 	until := now.Add(step.timeout())
 	record := r.record(step.Name)
-	record.Status, record.Started, record.Until = Running, &now, &until
+	record.Status, record.Started, record.StartedMonotonic, record.Until = Running, &now, r.seconds(), &until
 	r.save()
 	r.Log.Info("started", zap.String("step", step.Name))
 	r.tellStatus()
