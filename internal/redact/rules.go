@@ -152,11 +152,6 @@ func (r *reader) tell(value string) {
 	}
 }
 
-var (
-	assigned = pattern(`([A-Za-z0-9_.-]+)(\\*["'])?[ \t]*(=>|[:=])[ \t]*`)
-	flagged  = pattern(`(?:^|[\s"'=\[(])--?([A-Za-z][A-Za-z0-9-]*)(\\*["'])?[\s,]+`)
-)
-
 // maxKeys is how many keys of a line are looked at: each costs a look at its rest. What
 // comes after as many is struck whole.
 const maxKeys = 1000
@@ -166,34 +161,96 @@ func (r *reader) keyed(line string) (spans []span) {
 	if !mayHaveSecretKey(line) {
 		return nil
 	}
-	all := assigned().FindAllStringSubmatchIndex(line, maxKeys)
-	if len(all) == maxKeys {
-		spans = append(spans, span{all[maxKeys-1][0], len(line)})
-	}
-	for _, at := range all {
-		key, sign := line[at[2]:at[3]], line[at[6]:at[7]]
-		if !isSecret(key, sign) {
+	left := maxKeys
+	for at := 0; at < len(line); at++ {
+		key, sign, from := "", "=", 0
+		switch line[at] {
+		case '=', ':':
+			key, sign, from = assigned(line, at)
+		case '-':
+			key, from = flagged(line, at)
+		}
+		if key == "" || !isSecret(key, sign) {
 			continue
 		}
-		s := valueAt(line, at[1])
+		if left--; left == 0 {
+			return append(spans, span{at, len(line)})
+		}
+		s := valueAt(line, from)
 		if isHeader(key) {
-			s = span{at[1], len(line)}
+			s = span{from, len(line)}
 		}
-		spans = r.addValue(spans, line, key, s)
-	}
-	all = flagged().FindAllStringSubmatchIndex(line, maxKeys)
-	if len(all) == maxKeys {
-		spans = append(spans, span{all[maxKeys-1][0], len(line)})
-	}
-	for _, at := range all {
-		if key := line[at[2]:at[3]]; isSecret(key, "=") && !strings.HasPrefix(line[at[1]:], "--") {
-			spans = r.addValue(spans, line, key, valueAt(line, at[1]))
-		}
+		spans = r.addValue(spans, line, s)
 	}
 	return spans
 }
 
-func (r *reader) addValue(spans []span, line, key string, s span) []span {
+func isKey(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '.' || c == '-'
+}
+
+func isBlank(c byte) bool { return c == ' ' || c == '\t' }
+
+// assigned returns the key before a sign (= : := =>), which may be quoted, and where the
+// value after it begins.
+func assigned(line string, at int) (key, sign string, from int) {
+	end, from := at, at+1
+	sign = line[at : at+1]
+	switch {
+	case sign == ":" && from < len(line) && line[from] == '=': // the = will come
+		return "", "", 0
+	case sign == "=" && from < len(line) && line[from] == '>':
+		from++
+	case sign == "=" && at > 0 && line[at-1] == ':':
+		end--
+	}
+	for end > 0 && isBlank(line[end-1]) {
+		end--
+	}
+	if end > 0 && (line[end-1] == '"' || line[end-1] == '\'') {
+		for end--; end > 0 && line[end-1] == '\\'; end-- {
+		}
+	}
+	begin := end
+	for begin > 0 && isKey(line[begin-1]) {
+		begin--
+	}
+	for from < len(line) && isBlank(line[from]) {
+		from++
+	}
+	return line[begin:end], sign, from
+}
+
+// flagged returns the name of the flag that begins with a dash and has its value in the
+// next word, or the next element of a list, and where that begins.
+func flagged(line string, at int) (key string, from int) {
+	if at > 0 && !strings.ContainsRune(" \t\"'=[(,", rune(line[at-1])) {
+		return "", 0
+	}
+	for at++; at < len(line) && line[at] == '-'; at++ {
+	}
+	end := at
+	for end < len(line) && isKey(line[end]) {
+		end++
+	}
+	from = end
+	for from < len(line) && line[from] == '\\' {
+		from++
+	}
+	if from < len(line) && (line[from] == '"' || line[from] == '\'') {
+		from++
+	}
+	word := from
+	for from < len(line) && (isBlank(line[from]) || line[from] == ',') {
+		from++
+	}
+	if from == word || strings.HasPrefix(line[from:], "--") {
+		return "", 0
+	}
+	return line[at:end], from
+}
+
+func (r *reader) addValue(spans []span, line string, s span) []span {
 	value := line[s.from:s.to]
 	if isWord(value) || isPath(strings.Trim(value, `"'`)) {
 		return spans
@@ -232,10 +289,16 @@ func valueAt(line string, at int) span {
 
 // mayHaveSecretKey is a fast look for isSecret.
 func mayHaveSecretKey(line string) bool {
-	lower := strings.ToLower(line)
-	for _, word := range []string{"pass", "secret", "token", "key", "auth", "cred", "cookie", "userdata", "user-data", "pwd", "cert"} {
-		if strings.Contains(lower, word) {
-			return true
+	for i := 0; i+3 < len(line); i++ {
+		switch line[i] | 0x20 { // in lower case
+		case 'p', 's', 't', 'k', 'a', 'c', 'u':
+		default:
+			continue
+		}
+		for _, word := range []string{"pas", "pwd", "secret", "token", "key", "auth", "cred", "cookie", "user", "cert"} {
+			if len(line)-i >= len(word) && strings.EqualFold(line[i:i+len(word)], word) {
+				return true
+			}
 		}
 	}
 	return false
