@@ -31,10 +31,11 @@ func secretsIn(text string) (secrets []string) {
 				continue
 			}
 			texts = append(texts, string(decoded))
-			secrets = append(secrets, string(decoded))
 			// A registry's credentials are user:password.
 			if user, password, found := strings.Cut(string(decoded), ":"); found && !strings.ContainsAny(user, " \n") {
 				secrets = append(secrets, password)
+			} else {
+				secrets = append(secrets, string(decoded))
 			}
 		}
 		texts = append(texts, stringsIn(texts[i])...)

@@ -17,6 +17,7 @@ import (
 
 	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
+	"nodeagent/internal/redact"
 )
 
 // Runner runs a plan and keeps its state.
@@ -288,7 +289,7 @@ func Printable(text string) string {
 }
 
 func (r *Runner) progress(name, note string) {
-	note = Printable(note)
+	note = redact.ByForm(Printable(note))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.notes[name] == note {
@@ -319,26 +320,29 @@ func (r *Runner) finish(ctx context.Context, o outcome) {
 	record := r.record(o.step.Name)
 	record.Seconds = r.Now().Sub(*record.Started).Round(time.Millisecond).Seconds()
 	record.Until = nil
-	record.Note = Printable(o.result.Note)
+	o.result.Note = redact.ByForm(Printable(o.result.Note))
+	record.Note = o.result.Note
 	delete(r.notes, o.step.Name)
-	fields := []zap.Field{zap.String("step", o.step.Name), zap.Float64("seconds", record.Seconds)}
 
 	switch {
 	case o.err != nil && ctx.Err() != nil:
 		record.Status = Interrupted
-		record.Error = &Failure{Code: fault.Interrupted, Message: o.err.Error(), Hint: fault.Interrupted.Remedy()}
-		r.Log.Warn("interrupted", append(fields, zap.Error(o.err))...)
+		record.Error = &Failure{Code: fault.Interrupted, Message: redact.ByForm(o.err.Error()), Hint: fault.Interrupted.Remedy()}
+		r.Log.Warn("interrupted", append(r.fields(record), zap.String("error", record.Error.Message))...)
 	case o.err != nil:
 		failure := fault.As(o.err)
 		record.Status = Failed
-		record.Error = &Failure{Code: failure.Code, Message: failure.Message, Hint: failure.Hint, Log: failure.Log}
-		r.Log.Error("failed: "+failure.Message, append(fields, zap.String("code", string(failure.Code)), zap.String("hint", failure.Hint))...)
+		record.Error = &Failure{Code: failure.Code, Message: redact.ByForm(failure.Message), Hint: redact.ByForm(failure.Hint)}
+		if len(failure.Log) > 0 {
+			record.Error.Log = strings.Split(redact.ByForm(strings.Join(failure.Log, "\n")), "\n")
+		}
+		r.Log.Error("failed: "+record.Error.Message, append(r.fields(record), zap.String("hint", record.Error.Hint))...)
 	case o.result.Skipped:
 		record.Status = Skipped
-		r.Log.Info("skipped: "+o.result.Note, fields...)
+		r.Log.Info("skipped: "+o.result.Note, r.fields(record)...)
 	default:
 		record.Status = Done
-		r.Log.Info(strings.TrimSuffix("done: "+o.result.Note, ": "), fields...)
+		r.Log.Info(strings.TrimSuffix("done: "+o.result.Note, ": "), r.fields(record)...)
 	}
 	for _, warning := range o.result.Warnings {
 		r.warn(o.step.Name, warning)
@@ -348,6 +352,15 @@ func (r *Runner) finish(ctx context.Context, o outcome) {
 		r.Notify("READY=1")
 	}
 	r.tellStatus()
+}
+
+// fields are by what the line about a step's end can be found in the journal.
+func (r *Runner) fields(record *Record) []zap.Field {
+	fields := []zap.Field{zap.String("step", record.Name), zap.Float64("seconds", record.Seconds), zap.String("phase", string(r.state.Phase()))}
+	if record.Error != nil {
+		fields = append(fields, zap.String("code", string(record.Error.Code)))
+	}
+	return fields
 }
 
 func (r *Runner) end() {
@@ -364,8 +377,9 @@ func (r *Runner) end() {
 
 func (r *Runner) warn(step string, err error) {
 	failure := fault.As(err)
-	r.state.Warnings = append(r.state.Warnings, Warning{Step: step, Code: failure.Code, Message: failure.Message})
-	r.Log.Warn(failure.Message, zap.String("step", step), zap.String("code", string(failure.Code)))
+	message := redact.ByForm(failure.Message)
+	r.state.Warnings = append(r.state.Warnings, Warning{Step: step, Code: failure.Code, Message: message})
+	r.Log.Warn(message, zap.String("step", step), zap.String("code", string(failure.Code)))
 }
 
 // save is called with the lock held. A state that cannot be saved must not stop

@@ -2,7 +2,23 @@
 
 package redact
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
+
+// ByForm strikes only what is secret wherever it stands, such as bootstrap tokens, private
+// keys and passwords in URLs: for text that was written with care, in which a key may be
+// followed by what is wrong with it.
+func ByForm(text string) string {
+	var out strings.Builder
+	r := reader{rules: New(nil)}
+	for line := range strings.Lines(text) {
+		whole := strings.TrimRight(line, "\n")
+		out.WriteString(cutOut(whole, append(r.privateKey(whole), byForm(whole)...)) + line[len(whole):])
+	}
+	return out.String()
+}
 
 // Find returns the values of secret keys in a text, such as a configuration file: what
 // New is to know, so that they are struck where no key stands before them, too.
@@ -11,5 +27,6 @@ func Find(text string) (values []string) {
 	for line := range strings.Lines(text) {
 		r.strike(strings.TrimRight(line, "\r\n"))
 	}
-	return values
+	slices.Sort(values)
+	return slices.Compact(values)
 }

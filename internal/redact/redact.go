@@ -127,7 +127,11 @@ func (r *reader) strike(line string) string {
 	spans = append(spans, r.yaml(line)...)
 	spans = append(spans, r.base64(line)...)
 	spans = append(spans, r.keyed(line)...)
-	spans = append(spans, byForm(line)...)
+	return cutOut(line, append(spans, byForm(line)...))
+}
+
+// cutOut replaces spans of a line, which may overlap.
+func cutOut(line string, spans []span) string {
 	if len(spans) == 0 {
 		return line
 	}

@@ -101,8 +101,8 @@ func TestKnown(t *testing.T) {
 
 func TestFind(t *testing.T) {
 	t.Parallel()
-	got := redact.Find("[plugins.auth]\nusername = \"bob\"\npassword = \"hunter 2\"\ntoken: abc123\nbootargs vmpassword=xyz vncport=5900\n--certificate-key \"" + certKey + "\"\n")
-	if want := []string{"hunter 2", "abc123", "xyz", certKey}; !slices.Equal(slices.Compact(got), want) {
+	got := redact.Find("[plugins.auth]\nusername = \"bob\"\npassword = \"hunter 2\"\ntoken: abc123\nbootargs vmpassword=xyz vncport=5900\n--certificate-key \"" + certKey + "\"\npassphrase: 'it''s'\n")
+	if want := []string{"abc123", certKey, "hunter 2", "it", "it''s", "it's", "xyz"}; !slices.Equal(got, want) {
 		t.Errorf("found %q, want %q", got, want)
 	}
 }

@@ -4,6 +4,7 @@ package redact
 
 import (
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 )
@@ -146,9 +147,17 @@ func (r *reader) yaml(line string) (spans []span) {
 	return spans
 }
 
+// tell passes on a value as it is written and as it is meant.
 func (r *reader) tell(value string) {
-	if r.found != nil {
-		r.found(strings.Trim(value, `\"' `))
+	if r.found == nil {
+		return
+	}
+	r.found(strings.Trim(value, `\"' `))
+	if inner, found := strings.CutPrefix(value, "'"); found { // YAML's
+		r.found(strings.ReplaceAll(strings.TrimSuffix(inner, "'"), "''", "'"))
+	}
+	if meant, err := strconv.Unquote(value); err == nil && value[0] == '"' {
+		r.found(meant)
 	}
 }
 
