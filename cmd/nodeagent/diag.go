@@ -69,7 +69,7 @@ there already is not overwritten.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s\n%.1f MB, %d files; %d left out, manifest.txt says why\n", name, float64(size)/1e6, summary.Files, summary.LeftOut)
+			fmt.Fprintf(cmd.OutOrStdout(), "%s\n%.2f MB, %d files; %d left out, manifest.txt says why\n", name, float64(size)/1e6, summary.Files, summary.LeftOut)
 			return nil
 		},
 	}

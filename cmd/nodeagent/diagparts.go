@@ -102,7 +102,7 @@ func (d *diagnosis) parts() []diag.Part {
 		d.command("network/iptables.txt", "iptables-save"),
 		d.command("network/sockets.txt", "ss", "--listening", "--tcp", "--udp", "--numeric", "--processes"),
 		d.command("disks/lsblk.txt", "lsblk", "--bytes", "--output", "NAME,MAJ:MIN,TYPE,SIZE,RO,FSTYPE,LABEL,UUID,PARTUUID,MOUNTPOINTS"),
-		d.command("disks/tables.txt", "sfdisk", "--dump", "--list"),
+		d.command("disks/tables.txt", "sfdisk", "--list"),
 		d.command("disks/findmnt.txt", "findmnt", "--list", "--output", "TARGET,SOURCE,FSTYPE,OPTIONS"),
 		d.command("disks/df.txt", "df", "--local", "--print-type"),
 		d.command("disks/inodes.txt", "df", "--local", "--inodes"),
