@@ -21,7 +21,7 @@ PACKAGES = qemu-system-x86 qemu-user qemu-utils mmdebstrap xorriso dnsmasq-base 
 	systemd dbus-daemon lintian shellcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help build deb debs docs packages lint unit test e2e e2e-arm64 e2e-cluster template bench demo clean
+.PHONY: help build deb debs docs timeline-screenshot packages lint unit test e2e e2e-arm64 e2e-cluster template bench demo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -47,6 +47,11 @@ docs: ## Write the reference of the commands, docs/cli
 	@rm -rf docs/cli $(STAGE)/docs
 	go run -tags docs ./cmd/nodeagent docs $(STAGE)/docs
 	cp -r $(STAGE)/docs/cli docs/cli
+
+CHROMIUM = chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync --hide-scrollbars
+timeline-screenshot: ## Draw docs/timeline.png anew (needs Debian's chromium)
+	profile=$$(mktemp -d) && $(CHROMIUM) --user-data-dir=$$profile --window-size=1100,706 --screenshot=docs/timeline.png \
+		file://$(CURDIR)/cmd/nodeagent/testdata/timeline/done.svg; rm -rf $$profile
 
 packages:
 	@missing=; for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \

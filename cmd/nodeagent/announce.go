@@ -20,36 +20,74 @@ const (
 	issueFile  = "/etc/issue"
 	issueBegin = "--- nodeagent ---"
 	issueEnd   = "-----------------"
+
+	// pam_motd(8) shows every file of this folder after a login where it is not told
+	// other places, as in Debian's settings. It goes with the boot.
+	motdFile = "/run/motd.d/nodeagent"
+	// A getty draws its prompt anew when this file is touched: what `agetty --reload` does.
+	gettyReload = "/run/agetty.reload"
 )
 
-// announce puts a failure where an operator looks who cannot log in: the login
-// prompt (/etc/issue) and, when it is new there, the console. Without a failure
-// it takes an old one away.
+// announce says how the machine stands where an operator looks: at the login prompt
+// (/etc/issue), in the message of the day and, what is new there, on the console.
 func announce(h *host.Host, state *agent.State) error {
-	var lines []string
+	lines := headlines(state)
+	// pam_motd reads it with the rights of who logs in.
+	_, motdErr := h.WriteFile(motdFile, []byte("nodeagent: "+strings.Join(lines, "\n  ")+"\n"), 0o644)
+	changed, err := writeIssue(h, lines)
+	if err != nil || !changed {
+		return errors.Join(motdErr, err)
+	}
+	return errors.Join(motdErr, tellGettys(h), tellConsole(h, lines))
+}
+
+// headlines are the state in one line; after a failure one says what, and one where to go on.
+func headlines(state *agent.State) []string {
+	name := state.Role
+	if name == "" {
+		name = "role not known"
+	}
+	if state.Node != "" {
+		name += " " + state.Node
+	}
 	for _, record := range state.Steps {
 		if record.Error != nil {
-			role := state.Role
-			if role == "" {
-				role = "role not known"
-			}
-			lines = append(lines, fmt.Sprintf("FAILED (%s) at step %s: %s", role, record.Name, record.Error.Code),
-				printable(record.Error.Message), "For more: nodeagent status")
-			break
+			return []string{printable(fmt.Sprintf("FAILED (%s) at step %s: %s", name, record.Name, record.Error.Code)),
+				printable(record.Error.Message), "For more: nodeagent status"}
 		}
 	}
+	line := name + ": running"
+	switch {
+	case state.Ended == nil:
+	case len(state.Warnings) == 1:
+		line = name + ": done, with a warning: " + string(state.Warnings[0].Code)
+	case len(state.Warnings) > 1:
+		line = fmt.Sprintf("%s: done, with %d warnings: nodeagent status", name, len(state.Warnings))
+	default:
+		line = name + ": " + string(state.Phase())
+	}
+	return []string{printable(line)}
+}
+
+func writeIssue(h *host.Host, lines []string) (changed bool, err error) {
 	old, err := h.ReadFile(issueFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("cannot read %s: %w", issueFile, err)
+		return false, fmt.Errorf("cannot read %s: %w", issueFile, err)
 	}
-	text := withNotice(string(old), lines)
-	changed, err := h.WriteFile(issueFile, []byte(text), 0o644)
-	if err != nil {
-		return err
+	return h.WriteFile(issueFile, []byte(withNotice(string(old), lines)), 0o644)
+}
+
+// tellGettys has the prompts that are on screens already drawn anew.
+func tellGettys(h *host.Host) error {
+	path := h.Path(gettyReload)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil // no getty has ever been told, or waits for it
 	}
-	if !changed || len(lines) == 0 {
-		return nil
-	}
+	now := time.Now()
+	return os.Chtimes(path, now, now)
+}
+
+func tellConsole(h *host.Host, lines []string) error {
 	// Opening a console can block on a stuck serial line: never wait for it.
 	console, err := os.OpenFile(h.Path("/dev/console"), os.O_WRONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -72,8 +110,8 @@ func withNotice(old string, lines []string) string {
 		}
 		old = before + after
 	}
-	if len(lines) == 0 {
-		return old
+	if old != "" && !strings.HasSuffix(old, "\n") {
+		old += "\n"
 	}
 	return old + issueBegin + "\n" + strings.Join(lines, "\n") + "\n" + issueEnd + "\n"
 }

@@ -73,6 +73,8 @@ func rootCommand(h *host.Host) *cobra.Command {
 		Short: "Boots CloudStack system VMs and Kubernetes nodes, and says what happened",
 		Example: `  nodeagent status                 what happened on this machine
   nodeagent status -o json         the same for programs
+  nodeagent timeline               where the time of this boot went
+  nodeagent diag                   all of it in one file, without secrets
   nodeagent plan --boot-args FILE  what a boot would do, without doing it`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -91,7 +93,7 @@ func rootCommand(h *host.Host) *cobra.Command {
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(runCommand(h), statusCommand(h), planCommand(), growCommand(h), growpartCommand(h), isoCommand(h), upgradeCommand(h), resetCommand(h), versionCommand())
+	root.AddCommand(runCommand(h), statusCommand(h), timelineCommand(h), diagCommand(h), planCommand(), growCommand(h), growpartCommand(h), isoCommand(h), upgradeCommand(h), resetCommand(h), versionCommand())
 	return root
 }
 

@@ -21,7 +21,7 @@ func TestWrongUsageIs64(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
 		{}, {"nonsense"}, {"status", "extra"}, {"status", "--nonsense"}, {"status", "-o", "xml"}, {"plan"},
-		{"plan", "--boot-args", "/dev/null", "-o", "xml"}, {"run", "extra"}, {"grow", "/", "extra"}, {"upgrade", "v1", "extra"}, {"reset", "extra"}, {"version", "extra"},
+		{"plan", "--boot-args", "/dev/null", "-o", "xml"}, {"run", "extra"}, {"grow", "/", "extra"}, {"upgrade", "v1", "extra"}, {"reset", "extra"}, {"timeline", "extra"}, {"timeline", "-o", "xml"}, {"timeline", "--order", "name"}, {"diag", "extra"}, {"version", "extra"},
 		{"iso"}, {"iso", "nonsense"}, {"iso", "check"}, {"iso", "check", "a", "b"}, {"iso", "check", "-o", "xml", "a"}, {"iso", "manifest"},
 	} {
 		if code, out, errs := call(t, args...); code != 64 || out != "" || errs == "" {
@@ -32,7 +32,7 @@ func TestWrongUsageIs64(t *testing.T) {
 
 func TestHelpHasExamples(t *testing.T) {
 	t.Parallel()
-	for _, command := range []string{"status", "plan", "grow", "upgrade", "reset", "iso", "iso check", "iso manifest"} {
+	for _, command := range []string{"status", "timeline", "diag", "plan", "grow", "upgrade", "reset", "iso", "iso check", "iso manifest"} {
 		if code, out, _ := call(t, append(strings.Fields(command), "--help")...); code != 0 || !strings.Contains(out, "Examples:") {
 			t.Errorf("nodeagent %s --help: exit code %d\n%s", command, code, out)
 		}

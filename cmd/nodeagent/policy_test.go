@@ -35,7 +35,7 @@ func goFiles(t *testing.T) (files []string) {
 // in the binary is not in tests' hands.
 func TestImports(t *testing.T) {
 	t.Parallel()
-	shared := []string{"nodeagent/internal/host", "nodeagent/internal/fault", "nodeagent/internal/secret", "nodeagent/internal/iso9660"}
+	shared := []string{"nodeagent/internal/host", "nodeagent/internal/fault", "nodeagent/internal/secret", "nodeagent/internal/iso9660", "nodeagent/internal/redact"}
 	for _, path := range goFiles(t) {
 		if !strings.HasPrefix(path, "../../internal/") || strings.HasSuffix(path, "_test.go") || strings.Contains(path, "/hosttest/") {
 			continue

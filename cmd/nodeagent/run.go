@@ -3,7 +3,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -37,14 +39,17 @@ starts this at every boot (nodeagent.service); see "nodeagent status" for what i
 			}
 			earlier := runner.State()
 			n := &node{host: h, update: runner.Update, instance: earlier.Instance, installed: earlier.Installed, cloudInit: earlier.CloudInit}
+			said := ""
 			tell := func(state *agent.State) {
-				if err := announce(h, state); err != nil {
-					log.Warn(fmt.Sprintf("cannot show the result at the login prompt, continuing: %v", err))
+				if now := strings.Join(headlines(state), "\n"); now != said || state.Ended != nil {
+					said = now
+					if err := errors.Join(announce(h, state), writeMetrics(h, state)); err != nil {
+						log.Warn(fmt.Sprintf("cannot show the state everywhere, continuing: %v", err))
+					}
 				}
 			}
-			runner.Failed = tell
+			runner.Changed = tell
 			failed := runner.Run(cmd.Context(), bootPlan(n))
-			tell(runner.State())
 			if failed != nil {
 				// Each failure is in the log already, with its step.
 				return exitCode(exitFail)

@@ -164,31 +164,46 @@ func TestWaitUnlocked(t *testing.T) {
 	}
 }
 
-// C41: one notice at the login prompt and on the console, once, and gone when the
-// failure is.
+// C41: the state is at the login prompt, in the message of the day and on the console,
+// each change once.
 func TestAnnounce(t *testing.T) {
 	t.Parallel()
 	m := hosttest.New(t)
 	const issue = "Debian GNU/Linux 12 \\n \\l\n\n"
 	m.Write("/etc/issue", issue)
 	m.Write("/dev/console", "")
-	failed := &agent.State{Role: "cksnode", Steps: []agent.Record{{Name: "iso", Error: &agent.Failure{Code: fault.ISOMissing, Message: "no medium \\n in sr0\x1b[2J"}}}}
-	for range 2 {
-		if err := announce(m.Host(), failed); err != nil {
+	m.Write(gettyReload, "")
+	failure := &agent.Failure{Code: fault.ISOMissing, Message: "no medium \\n in sr0\x1b[2J"}
+	for _, test := range []struct {
+		name, want string
+		state      agent.State
+	}{
+		{"begins", "role not known: running", agent.State{}},
+		{"runs", "cksnode n1: running", agent.State{Role: "cksnode", Node: "n1"}},
+		{"fails", "FAILED (cksnode n1) at step iso: iso-missing\nno medium /n in sr0 [2J\nFor more: nodeagent status", agent.State{Role: "cksnode", Node: "n1", Steps: []agent.Record{{Name: "iso", Error: failure}}}},
+		{"is done", "router r-1-VM: done", agent.State{Role: "router", Node: "r-1-VM", Ended: &noon}},
+		{"warns", "cksnode n1: done, with a warning: etcd-unencrypted", agent.State{Role: "cksnode", Node: "n1", Ended: &noon, Warnings: []agent.Warning{{Code: fault.EtcdUnencrypted}}}},
+	} {
+		if err := os.Chtimes(m.Path(gettyReload), noon, noon); err != nil {
 			t.Fatal(err)
 		}
-	}
-	got := m.Read("/etc/issue")
-	if !strings.HasPrefix(got, issue) || strings.Count(got, "iso-missing") != 1 || strings.Contains(got, "\x1b") || strings.Contains(got, "medium \\n") {
-		t.Errorf("/etc/issue:\n%q", got)
-	}
-	if console := m.Read("/dev/console"); strings.Count(console, "iso-missing") != 1 {
-		t.Errorf("console: %q", console)
-	}
-	if err := announce(m.Host(), &agent.State{}); err != nil {
-		t.Fatal(err)
-	}
-	if got := m.Read("/etc/issue"); got != issue {
-		t.Errorf("/etc/issue after the failure is gone: %q", got)
+		m.Write("/dev/console", "")
+		for range 2 {
+			if err := announce(m.Host(), &test.state); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, want := m.Read("/etc/issue"), issue+"--- nodeagent ---\n"+test.want+"\n-----------------\n"; got != want {
+			t.Errorf("%s: /etc/issue is\n%q, want\n%q", test.name, got, want)
+		}
+		if got, want := m.Read("/run/motd.d/nodeagent"), "nodeagent: "+strings.ReplaceAll(test.want, "\n", "\n  ")+"\n"; got != want {
+			t.Errorf("%s: the message of the day is %q, want %q", test.name, got, want)
+		}
+		if got, want := m.Read("/dev/console"), "\r\nnodeagent: "+strings.ReplaceAll(test.want, "\n", "\r\n  ")+"\r\n"; got != want {
+			t.Errorf("%s: the console shows %q, want %q", test.name, got, want)
+		}
+		if info, err := os.Stat(m.Path(gettyReload)); err != nil || info.ModTime().Equal(noon) {
+			t.Errorf("%s: gettys were not told (%v)", test.name, err)
+		}
 	}
 }

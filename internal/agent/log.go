@@ -12,9 +12,9 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// NewLog returns the agent's log: the journal with structured fields (the field
-// step of a line becomes NODEAGENT_STEP) when systemd started this process, else
-// readable lines on standard error.
+// NewLog returns the agent's log: the journal with structured fields (those of a line
+// become NODEAGENT_STEP, NODEAGENT_CODE, NODEAGENT_PHASE, ...) when systemd started this
+// process, else readable lines on standard error.
 func NewLog() *zap.Logger {
 	if os.Getenv("JOURNAL_STREAM") != "" && journal.Enabled() {
 		return zap.New(&journalCore{LevelEnabler: zapcore.InfoLevel})
@@ -53,7 +53,12 @@ func (c *journalCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	if step := values.Fields["step"]; step != nil && step != "" {
 		message = fmt.Sprintf("%s: %s", step, message)
 	}
-	return journal.Send(message, priority(entry.Level), variables)
+	if err := journal.Send(message, priority(entry.Level), variables); err != nil {
+		// Standard error leads to the journal, too, or to nobody; sd-daemon(3) has the prefix.
+		_, err = fmt.Fprintf(os.Stderr, "<%d>%s\n", priority(entry.Level), strings.ReplaceAll(message, "\n", " "))
+		return err
+	}
+	return nil
 }
 
 func (c *journalCore) Sync() error { return nil }

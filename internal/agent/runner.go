@@ -17,6 +17,7 @@ import (
 
 	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
+	"nodeagent/internal/redact"
 )
 
 // Runner runs a plan and keeps its state.
@@ -26,9 +27,12 @@ type Runner struct {
 	// Notify sends systemd a message as sd_notify(3) describes, for instance
 	// "READY=1" or "STATUS=...".
 	Notify func(message string)
-	// Failed is called after each step that failed, while others may still run.
-	Failed func(state *State)
-	Now    func() time.Time
+	// Changed is called when the steps begin, after each that has ended, while others may
+	// still run, and when all have.
+	Changed func(state *State)
+	Now     func() time.Time
+	// Monotonic is the kernel's clock.
+	Monotonic func() (time.Duration, error)
 
 	mu    sync.Mutex
 	state State
@@ -48,7 +52,7 @@ func NewRunner(h *host.Host, log *zap.Logger, version string, notify func(string
 	if err != nil {
 		return nil, err
 	}
-	r := &Runner{Host: h, Log: log, Notify: notify, Failed: func(*State) {}, Now: time.Now, notes: map[string]string{}, abandonAfter: abandonAfter}
+	r := &Runner{Host: h, Log: log, Notify: notify, Changed: func(*State) {}, Now: time.Now, Monotonic: host.Monotonic, notes: map[string]string{}, abandonAfter: abandonAfter}
 	r.state = State{SchemaVersion: SchemaVersion, AgentVersion: version, BootID: bootID, Warnings: []Warning{}}
 	earlier, err := Load(h)
 	switch {
@@ -93,6 +97,7 @@ func (r *Runner) Run(ctx context.Context, steps []Step) error {
 		return err
 	}
 	r.begin(steps)
+	r.Changed(r.State())
 
 	waiting := slices.Clone(steps)
 	ended := map[string]bool{} // name -> it succeeded
@@ -138,10 +143,11 @@ func (r *Runner) Run(ctx context.Context, steps []Step) error {
 		r.finish(ctx, o)
 		if o.err != nil {
 			failures = append(failures, fmt.Errorf("step %s: %w", o.step.Name, o.err))
-			r.Failed(r.State())
 		}
+		r.Changed(r.State())
 	}
 	r.end()
+	r.Changed(r.State())
 	if ctx.Err() != nil {
 		failures = append(failures, context.Cause(ctx))
 	}
@@ -231,12 +237,21 @@ func (r *Runner) lastNote(name string) string {
 func (r *Runner) begin(steps []Step) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.state.Started = r.Now()
+	r.state.Started, r.state.StartedMonotonic = r.Now(), r.seconds()
 	r.state.Steps = nil
 	for _, step := range steps {
 		r.state.Steps = append(r.state.Steps, Record{Name: step.Name, Short: step.Short, Needs: step.Needs, Status: Pending})
 	}
 	r.save()
+}
+
+// seconds is the monotonic clock, or 0 where there is none.
+func (r *Runner) seconds() float64 {
+	now, err := r.Monotonic()
+	if err != nil {
+		return 0
+	}
+	return now.Round(time.Millisecond).Seconds()
 }
 
 func (r *Runner) drop(name string) {
@@ -256,7 +271,7 @@ func (r *Runner) start(step Step) {
 	now := r.Now()
 	until := now.Add(step.timeout())
 	record := r.record(step.Name)
-	record.Status, record.Started, record.Until = Running, &now, &until
+	record.Status, record.Started, record.StartedMonotonic, record.Until = Running, &now, r.seconds(), &until
 	r.save()
 	r.Log.Info("started", zap.String("step", step.Name))
 	r.tellStatus()
@@ -274,7 +289,7 @@ func Printable(text string) string {
 }
 
 func (r *Runner) progress(name, note string) {
-	note = Printable(note)
+	note = redact.ByForm(Printable(note))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.notes[name] == note {
@@ -305,26 +320,29 @@ func (r *Runner) finish(ctx context.Context, o outcome) {
 	record := r.record(o.step.Name)
 	record.Seconds = r.Now().Sub(*record.Started).Round(time.Millisecond).Seconds()
 	record.Until = nil
-	record.Note = Printable(o.result.Note)
+	o.result.Note = redact.ByForm(Printable(o.result.Note))
+	record.Note = o.result.Note
 	delete(r.notes, o.step.Name)
-	fields := []zap.Field{zap.String("step", o.step.Name), zap.Float64("seconds", record.Seconds)}
 
 	switch {
 	case o.err != nil && ctx.Err() != nil:
 		record.Status = Interrupted
-		record.Error = &Failure{Code: fault.Interrupted, Message: o.err.Error(), Hint: fault.Interrupted.Remedy()}
-		r.Log.Warn("interrupted", append(fields, zap.Error(o.err))...)
+		record.Error = &Failure{Code: fault.Interrupted, Message: redact.ByForm(o.err.Error()), Hint: fault.Interrupted.Remedy()}
+		r.Log.Warn("interrupted", append(r.fields(record), zap.String("error", record.Error.Message))...)
 	case o.err != nil:
 		failure := fault.As(o.err)
 		record.Status = Failed
-		record.Error = &Failure{Code: failure.Code, Message: failure.Message, Hint: failure.Hint, Log: failure.Log}
-		r.Log.Error("failed: "+failure.Message, append(fields, zap.String("code", string(failure.Code)), zap.String("hint", failure.Hint))...)
+		record.Error = &Failure{Code: failure.Code, Message: redact.ByForm(failure.Message), Hint: redact.ByForm(failure.Hint)}
+		if len(failure.Log) > 0 {
+			record.Error.Log = strings.Split(redact.ByForm(strings.Join(failure.Log, "\n")), "\n")
+		}
+		r.Log.Error("failed: "+record.Error.Message, append(r.fields(record), zap.String("hint", record.Error.Hint))...)
 	case o.result.Skipped:
 		record.Status = Skipped
-		r.Log.Info("skipped: "+o.result.Note, fields...)
+		r.Log.Info("skipped: "+o.result.Note, r.fields(record)...)
 	default:
 		record.Status = Done
-		r.Log.Info(strings.TrimSuffix("done: "+o.result.Note, ": "), fields...)
+		r.Log.Info(strings.TrimSuffix("done: "+o.result.Note, ": "), r.fields(record)...)
 	}
 	for _, warning := range o.result.Warnings {
 		r.warn(o.step.Name, warning)
@@ -334,6 +352,15 @@ func (r *Runner) finish(ctx context.Context, o outcome) {
 		r.Notify("READY=1")
 	}
 	r.tellStatus()
+}
+
+// fields are by what the line about a step's end can be found in the journal.
+func (r *Runner) fields(record *Record) []zap.Field {
+	fields := []zap.Field{zap.String("step", record.Name), zap.Float64("seconds", record.Seconds), zap.String("phase", string(r.state.Phase()))}
+	if record.Error != nil {
+		fields = append(fields, zap.String("code", string(record.Error.Code)))
+	}
+	return fields
 }
 
 func (r *Runner) end() {
@@ -350,8 +377,9 @@ func (r *Runner) end() {
 
 func (r *Runner) warn(step string, err error) {
 	failure := fault.As(err)
-	r.state.Warnings = append(r.state.Warnings, Warning{Step: step, Code: failure.Code, Message: failure.Message})
-	r.Log.Warn(failure.Message, zap.String("step", step), zap.String("code", string(failure.Code)))
+	message := redact.ByForm(failure.Message)
+	r.state.Warnings = append(r.state.Warnings, Warning{Step: step, Code: failure.Code, Message: message})
+	r.Log.Warn(message, zap.String("step", step), zap.String("code", string(failure.Code)))
 }
 
 // save is called with the lock held. A state that cannot be saved must not stop

@@ -325,7 +325,11 @@ func TestAStepThatDoesNotHeedItsDeadlineIsLeftBehind(t *testing.T) {
 	runner, _ := newRunner(t, m)
 	runner.SetAbandonAfter(10 * time.Millisecond)
 	var told []string
-	runner.Failed = func(state *agent.State) { told = append(told, string(state.Steps[0].Error.Code)) }
+	runner.Changed = func(state *agent.State) {
+		if failure := state.Steps[0].Error; failure != nil && state.Ended == nil {
+			told = append(told, string(failure.Code))
+		}
+	}
 	hang := make(chan struct{})
 	defer close(hang)
 	stuck := step("iso", func(_ context.Context, report host.Report) (agent.Result, error) {

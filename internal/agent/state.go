@@ -58,16 +58,19 @@ const (
 
 // State is what happened on a boot. It holds no secrets: every user may read it.
 type State struct {
-	SchemaVersion int        `json:"schemaVersion"`
-	AgentVersion  string     `json:"agentVersion"`
-	BootID        string     `json:"bootID"`
-	Role          string     `json:"role,omitempty"`
-	Owner         string     `json:"owner,omitempty"`
-	Node          string     `json:"node,omitempty"`
-	Started       time.Time  `json:"started"`
-	Ended         *time.Time `json:"ended,omitempty"`
-	Steps         []Record   `json:"steps"`
-	Warnings      []Warning  `json:"warnings"`
+	SchemaVersion int       `json:"schemaVersion"`
+	AgentVersion  string    `json:"agentVersion"`
+	BootID        string    `json:"bootID"`
+	Role          string    `json:"role,omitempty"`
+	Owner         string    `json:"owner,omitempty"`
+	Node          string    `json:"node,omitempty"`
+	Started       time.Time `json:"started"`
+	// StartedMonotonic is Started on the kernel's clock, in seconds: the time of day may
+	// be set while steps run.
+	StartedMonotonic float64    `json:"startedMonotonic,omitempty"`
+	Ended            *time.Time `json:"ended,omitempty"`
+	Steps            []Record   `json:"steps"`
+	Warnings         []Warning  `json:"warnings"`
 	// Instance is set once a node's one-time work is done; it outlives the boot.
 	Instance *Instance `json:"instance,omitempty"`
 	// Installed is set once all of the binaries ISO is on the disk; from then on the
@@ -134,10 +137,12 @@ type Record struct {
 	Short   string     `json:"short,omitempty"`
 	Needs   []string   `json:"needs,omitempty"`
 	Started *time.Time `json:"started,omitempty"`
-	Seconds float64    `json:"seconds,omitempty"`
-	Until   *time.Time `json:"until,omitempty"` // the deadline of a running step
-	Note    string     `json:"note,omitempty"`
-	Error   *Failure   `json:"error,omitempty"`
+	// StartedMonotonic is Started on the kernel's clock, in seconds.
+	StartedMonotonic float64    `json:"startedMonotonic,omitempty"`
+	Seconds          float64    `json:"seconds,omitempty"`
+	Until            *time.Time `json:"until,omitempty"` // the deadline of a running step
+	Note             string     `json:"note,omitempty"`
+	Error            *Failure   `json:"error,omitempty"`
 }
 
 // Failure is why a step failed.

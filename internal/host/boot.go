@@ -29,3 +29,13 @@ func Uptime() (time.Duration, error) {
 	}
 	return time.Duration(now.Nano()), nil
 }
+
+// Monotonic returns the kernel's clock that systemd's timestamps are of
+// (CLOCK_MONOTONIC): how long it has been up, suspended time left out. Nobody can set it.
+func Monotonic() (time.Duration, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0, fmt.Errorf("cannot read the monotonic clock: %w", err)
+	}
+	return time.Duration(now.Nano()), nil
+}

@@ -26,6 +26,8 @@ type Command struct {
 	Args  []string // without the program's name
 	Env   []string // KEY=value, in addition to PATH, HOME and LC_ALL
 	Stdin io.Reader
+	// Stdout gets all of the standard output as it comes, which Run keeps only in part.
+	Stdout io.Writer
 	// Line is called with every line of output (both streams) as it comes, from
 	// one goroutine at a time.
 	Line func(line string)
@@ -110,6 +112,9 @@ func run(ctx context.Context, command Command) (out []byte, tail []string, err e
 	cmd.Dir = "/"
 	cmd.Stdin = command.Stdin
 	cmd.Stdout = io.MultiWriter(&limitedBuffer{&kept}, lines)
+	if command.Stdout != nil {
+		cmd.Stdout = io.MultiWriter(command.Stdout, lines)
+	}
 	cmd.Stderr = lines
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

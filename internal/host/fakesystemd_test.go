@@ -334,6 +334,9 @@ func (p properties) GetAll(message godbus.Message, face string) (map[string]godb
 // Get answers with a unit's Result.
 func (p properties) Get(message godbus.Message, _, property string) (godbus.Variant, *godbus.Error) {
 	p.f.call("Get " + property)
+	if property == "ExecMainStartTimestampMonotonic" {
+		return godbus.MakeVariant(uint64(11_000_000)), nil
+	}
 	if property != "Result" {
 		return godbus.Variant{}, godbus.NewError("org.freedesktop.DBus.Error.UnknownProperty", nil)
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -175,5 +176,20 @@ func TestIsBlockEvent(t *testing.T) {
 		if got := isBlockEvent([]byte(message)); got != want {
 			t.Errorf("isBlockEvent(%q) = %v, want %v", message, got, want)
 		}
+	}
+}
+
+// Stdout gets all that a program prints, also what is more than Run keeps, and nothing
+// of its errors.
+func TestStdoutIsWhole(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	const size = 5 << 20
+	if _, err := (Exec{}).Run(t.Context(), Command{Path: "/usr/bin/head", Args: []string{"-c", strconv.Itoa(size), "/dev/zero"}, Stdout: &out}); err != nil || out.Len() != size {
+		t.Errorf("%d bytes, %v; want %d", out.Len(), err, size)
+	}
+	out.Reset()
+	if _, err := (Exec{}).Run(t.Context(), Command{Path: "/usr/bin/head", Args: []string{"/does/not/exist"}, Stdout: &out}); err == nil || out.Len() != 0 {
+		t.Errorf("a failure: %q, %v", out.String(), err)
 	}
 }

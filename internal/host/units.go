@@ -59,6 +59,8 @@ type Units interface {
 	ReloadOrRestart(ctx context.Context, name string) (Job, error)
 	// Reload makes systemd read its unit files again.
 	Reload(ctx context.Context) error
+	// BootTimes returns when the parts of this boot and the process of a service began.
+	BootTimes(ctx context.Context, service string) (BootTimes, error)
 	// Wait blocks until the job has ended or ctx does, and returns the unit as it
 	// is then. A job that failed is no error: the unit's state tells.
 	Wait(ctx context.Context, job Job) (Unit, error)

@@ -8,7 +8,9 @@ package hosttest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,6 +35,7 @@ type Machine struct {
 	swaps    []string
 	hostname string
 	actions  []string
+	boot     *host.BootTimes
 }
 
 // Program plays a program: it gets the command and returns its standard output.
@@ -104,6 +107,13 @@ func (m *Machine) AddUnit(unit host.Unit) {
 		unit.ID = unit.Name
 	}
 	m.units[unit.Name] = unit
+}
+
+// SetBootTimes is what systemd says of the boot; before, it does not answer.
+func (m *Machine) SetBootTimes(times host.BootTimes) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.boot = &times
 }
 
 // AddMedium makes mounting the device show a folder.
@@ -178,6 +188,12 @@ func (m commands) Run(ctx context.Context, command host.Command) ([]byte, error)
 		return nil, &host.CommandError{Command: command.String(), ExitCode: -1, Err: os.ErrNotExist}
 	}
 	out, err := program(command)
+	if command.Stdout != nil {
+		if _, wrote := io.WriteString(command.Stdout, out); wrote != nil {
+			return nil, wrote
+		}
+		return nil, err
+	}
 	if command.Line != nil {
 		for line := range strings.Lines(out) {
 			command.Line(strings.TrimRight(line, "\n"))
@@ -362,6 +378,15 @@ func (m units) Reload(context.Context) error {
 	defer m.mu.Unlock()
 	m.did("daemon-reload")
 	return nil
+}
+
+func (m units) BootTimes(context.Context, string) (host.BootTimes, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.boot == nil {
+		return host.BootTimes{}, errors.New("cannot reach systemd: this machine does not run it")
+	}
+	return *m.boot, nil
 }
 
 func (m units) Wait(ctx context.Context, job host.Job) (host.Unit, error) {
