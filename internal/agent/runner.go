@@ -262,12 +262,16 @@ func (r *Runner) start(step Step) {
 	r.tellStatus()
 }
 
-// Printable returns text in one line without control characters: it goes to terminals
-// and, as STATUS=, to systemd, where a new line would begin another message.
+// Printable returns text in one line without control characters and what changes the
+// direction of writing: it goes to terminals and, as STATUS=, to systemd, where a new
+// line would begin another message.
 func Printable(text string) string {
 	return strings.Map(func(c rune) rune {
-		if unicode.IsControl(c) {
+		switch {
+		case unicode.IsControl(c) || unicode.IsSpace(c):
 			return ' '
+		case !unicode.IsPrint(c):
+			return -1
 		}
 		return c
 	}, text)
@@ -315,9 +319,9 @@ func (r *Runner) finish(ctx context.Context, o outcome) {
 		record.Error = &Failure{Code: fault.Interrupted, Message: o.err.Error(), Hint: fault.Interrupted.Remedy()}
 		r.Log.Warn("interrupted", append(fields, zap.Error(o.err))...)
 	case o.err != nil:
-		failure := fault.As(o.err)
+		failure := NewFailure(o.err)
 		record.Status = Failed
-		record.Error = &Failure{Code: failure.Code, Message: failure.Message, Hint: failure.Hint, Log: failure.Log}
+		record.Error = failure
 		r.Log.Error("failed: "+failure.Message, append(fields, zap.String("code", string(failure.Code)), zap.String("hint", failure.Hint))...)
 	case o.result.Skipped:
 		record.Status = Skipped
