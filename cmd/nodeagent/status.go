@@ -82,7 +82,7 @@ then 1; or --follow was interrupted by Ctrl-C: then 3.`,
 			ctx := cmd.Context()
 			if timeout > 0 {
 				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, timeout)
+				ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the %s of --timeout are over", timeout))
 				defer cancel()
 			}
 			var waited error
