@@ -90,7 +90,7 @@ func (c *terminal) command(line string) {
 // await returns the screen when it is as wanted.
 func (c *terminal) await(what string, wanted func(screen string) bool) string {
 	c.t.Helper()
-	patience := time.After(2 * time.Minute)
+	patience := time.After(time.Minute)
 	for {
 		screen := c.tmux("capture-pane", "-p")
 		if wanted(screen) {
@@ -146,7 +146,7 @@ func TestFollowOnATerminal(t *testing.T) {
 	headline, _, _ := strings.Cut(screen, "\n")
 	c.await("another time than "+headline, func(screen string) bool { return !strings.HasPrefix(screen, headline) })
 
-	const first, second = "waiting for the binaries ISO, of which there", "is no sign as yet on any drive"
+	const first, second = "waiting for the binaries ISO, of which there is no", "sign as yet on any drive"
 	run.report(first + " " + second)
 	screen = c.shows(first+"\n", second)
 	if strings.Contains(screen, "iso is done") || strings.Count(screen, "router:") != 1 {
