@@ -21,7 +21,7 @@ import (
 )
 
 // coming are commands and flags that the documentation names before they exist.
-var coming = []string{"diag", "timeline", "--follow"}
+var coming = []string{"diag", "timeline"}
 
 // What README and docs/ say is so: links lead somewhere, codes are in the catalogue,
 // commands and flags exist. docs/cli is generated, so only its links are looked at.

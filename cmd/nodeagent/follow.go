@@ -38,7 +38,7 @@ func newFollower(out io.Writer) follower {
 // moves the clocks of a terminal.
 func followStatus(ctx context.Context, h *host.Host, shown follower) error {
 	var tick <-chan time.Time
-	resized, suspended := make(chan os.Signal, 1), make(chan os.Signal, 1)
+	resized, suspended, resumed := make(chan os.Signal, 1), make(chan os.Signal, 1), make(chan os.Signal, 1)
 	if _, live := shown.(*liveFollower); live {
 		second := time.NewTicker(time.Second)
 		defer second.Stop()
@@ -47,6 +47,8 @@ func followStatus(ctx context.Context, h *host.Host, shown follower) error {
 		defer signal.Stop(resized)
 		signal.Notify(suspended, unix.SIGTSTP)
 		defer signal.Stop(suspended)
+		signal.Notify(resumed, unix.SIGCONT)
+		defer signal.Stop(resumed)
 	}
 	watch, err := h.WatchFolders()
 	if err != nil {
@@ -88,6 +90,11 @@ func followStatus(ctx context.Context, h *host.Host, shown follower) error {
 			shown.end()
 			if err := unix.Kill(os.Getpid(), unix.SIGSTOP); err != nil {
 				return err
+			}
+			// The other threads may run on for a moment, and draw.
+			select {
+			case <-resumed:
+			case <-ctx.Done():
 			}
 		case <-ctx.Done():
 			return fmt.Errorf("cannot wait any longer: %w", context.Cause(ctx))

@@ -41,7 +41,7 @@ func (f *liveFollower) show(r *statusReport, now time.Time) {
 	}
 	frame.WriteString(home)
 	for _, line := range newScreen(f.out).lines(r, now, height-1) {
-		frame.WriteString(line + clearLine + "\r\n")
+		frame.WriteString(clearLine + line + "\r\n") // after a full line it would take its last character
 	}
 	frame.WriteString(clearBelow)
 	f.write(frame.String())
