@@ -18,7 +18,7 @@ SUDO        = $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env=HOME,CI,P
 # What the emulated cloud runs and builds with, all of it from Debian.
 PACKAGES = qemu-system-x86 qemu-user qemu-utils mmdebstrap xorriso dnsmasq-base fdisk gdisk parted e2fsprogs xfsprogs btrfs-progs \
 	grub-pc-bin grub-efi-amd64-bin grub-common ovmf iproute2 cloud-guest-utils genisoimage dosfstools mtools \
-	systemd dbus-daemon lintian shellcheck
+	systemd dbus-daemon lintian shellcheck tmux
 
 .DEFAULT_GOAL := help
 .PHONY: help build deb debs docs timeline-screenshot packages lint unit test e2e e2e-arm64 e2e-cluster template bench demo clean

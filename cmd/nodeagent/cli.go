@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,10 +11,16 @@ import (
 	"io"
 	"os/signal"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"syscall"
+	"unicode"
+	"unicode/utf16"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 
+	"nodeagent/internal/agent"
 	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
 )
@@ -37,12 +44,16 @@ func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 // usageError is a wrong call of a command.
 type usageError struct{ error }
 
-// run runs one command line and returns the exit code.
+// run runs one command line on this machine and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
+	return runOn(host.New(), args, stdout, stderr)
+}
+
+func runOn(h *host.Host, args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends what does not heed the first
-	root := rootCommand(host.New())
+	root := rootCommand(h)
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -105,11 +116,86 @@ func noArgs(_ *cobra.Command, args []string) error {
 	return nil
 }
 
+// outputFlag adds -o with the formats it takes, the first of which is the default.
+func outputFlag(cmd *cobra.Command, output *string, formats ...string) {
+	last := len(formats) - 1
+	cmd.Flags().StringVarP(output, "output", "o", formats[0], "`format`: "+strings.Join(formats[:last], ", ")+" or "+formats[last])
+	completeFlag(cmd, "output", formats...)
+}
+
+// completeFlag tells shells what a flag may be; without values, that it is no file.
+func completeFlag(cmd *cobra.Command, name string, values ...cobra.Completion) {
+	if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // a flag the command does not have
+	}
+}
+
+// oneOf refuses a value of -o that is none of formats.
+func oneOf(output string, formats ...string) error {
+	if slices.Contains(formats, output) {
+		return nil
+	}
+	last := len(formats) - 1
+	return usageError{fmt.Errorf("-o %s: expected %s or %s", output, strings.Join(formats[:last], ", "), formats[last])}
+}
+
 // printJSON is how every command prints with -o json.
 func printJSON(out io.Writer, value any) error {
-	encoder := json.NewEncoder(out)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(value)
+	text, err := printableJSON(value)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "%s\n", text)
+	return err
+}
+
+// printableJSON has as an escape what a terminal would obey.
+func printableJSON(value any) ([]byte, error) {
+	text, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	var safe bytes.Buffer
+	for _, c := range string(text) {
+		if c == '\n' || unicode.IsPrint(c) {
+			safe.WriteRune(c)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, c) {
+			fmt.Fprintf(&safe, `\u%04x`, unit)
+		}
+	}
+	return safe.Bytes(), nil
+}
+
+// printYAML prints what printJSON does, in the same order, as YAML. What a terminal
+// would obey is left out.
+func printYAML(out io.Writer, value any) error {
+	text, err := printableJSON(value)
+	if err != nil {
+		return err
+	}
+	var tree yaml.Node // JSON is YAML
+	if err := yaml.Unmarshal(text, &tree); err != nil {
+		return err
+	}
+	plain(&tree)
+	encoder := yaml.NewEncoder(out)
+	encoder.SetIndent(2)
+	return errors.Join(encoder.Encode(&tree), encoder.Close())
+}
+
+// plain takes JSON's quotes and braces from a tree, where YAML can do without.
+func plain(node *yaml.Node) {
+	if node.Kind == yaml.ScalarNode {
+		node.Value = agent.Printable(node.Value)
+	}
+	if node.Kind != yaml.SequenceNode && node.Kind != yaml.MappingNode || len(node.Content) > 0 {
+		node.Style = 0
+	}
+	for _, child := range node.Content {
+		plain(child)
+	}
 }
 
 func versionCommand() *cobra.Command {

@@ -93,7 +93,9 @@ func runChecks(ctx context.Context, checks []check) []gate {
 			gates[i] = gate{Name: check.name, OK: err == nil, Detail: detail, Cluster: check.cluster}
 			if err != nil {
 				gates[i].Detail = err.Error()
-				gates[i].Unknown = errors.Is(err, fs.ErrPermission)
+				if gates[i].Unknown = errors.Is(err, fs.ErrPermission); gates[i].Unknown {
+					gates[i].Detail = "needs root: " + gates[i].Detail
+				}
 			}
 		})
 	}

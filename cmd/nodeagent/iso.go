@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"nodeagent/internal/agent"
 	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
 	"nodeagent/internal/kubeadm"
@@ -58,8 +57,8 @@ Exit codes: 0 complete, 1 not complete or not readable.`,
   nodeagent iso check -o json /tmp/iso | jq -r '.problems[].message'`,
 		Args: oneArg("PATH or DEVICE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if output != "text" && output != "json" {
-				return usageError{fmt.Errorf("-o %s: expected text or json", output)}
+			if err := oneOf(output, "text", "json"); err != nil {
+				return err
 			}
 			found, err := kubeadm.InspectISO(cmd.Context(), args[0])
 			if err != nil {
@@ -78,7 +77,7 @@ Exit codes: 0 complete, 1 not complete or not readable.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "`format`: text or json")
+	outputFlag(cmd, &output, "text", "json")
 	return cmd
 }
 
@@ -157,7 +156,7 @@ func (s *screen) iso(c *kubeadm.ISOContents) {
 	s.field("Images", images)
 	for _, image := range c.Images {
 		name := orNone(strings.Join(image.Names, " "), path.Base(image.File)+": cannot be read")
-		fmt.Fprintln(s.out, cut(fmt.Sprintf("  %12s%8s  %s", "", megabytes(image.Bytes), agent.Printable(name)), s.width))
+		fmt.Fprintln(s.out, cut(fmt.Sprintf("  %12s%8s  %s", "", megabytes(image.Bytes), name), s.width))
 	}
 	s.problems("Problems", red, c.Problems)
 	s.problems("Warnings", yellow, c.Warnings)
@@ -165,11 +164,7 @@ func (s *screen) iso(c *kubeadm.ISOContents) {
 
 // field writes a name and a text, which goes on in further lines below its beginning.
 func (s *screen) field(name, text string) {
-	indent := strings.Repeat(" ", 14)
-	var lines strings.Builder
-	inner := screen{out: &lines, width: s.width}
-	inner.paragraph(indent, agent.Printable(text))
-	fmt.Fprintf(s.out, "  %-12s%s", name, strings.TrimPrefix(lines.String(), indent))
+	s.hanging(fmt.Sprintf("  %-12s", name), 14, text, 100)
 }
 
 func (s *screen) problems(title, colour string, problems []kubeadm.ISOProblem) {
@@ -179,7 +174,7 @@ func (s *screen) problems(title, colour string, problems []kubeadm.ISOProblem) {
 	fmt.Fprintln(s.out, "\n"+s.paint(colour, title))
 	told := map[fault.Code]bool{}
 	for _, problem := range problems {
-		s.paragraph("  ", fmt.Sprintf("%s: %s", problem.Code, agent.Printable(problem.Message)))
+		s.paragraph("  ", fmt.Sprintf("%s: %s", problem.Code, problem.Message))
 	}
 	for _, problem := range problems {
 		if colour == red && !told[problem.Code] {

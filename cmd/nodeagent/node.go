@@ -459,7 +459,7 @@ func (n *node) forgetMade() error {
 // nodeagent.
 func (n *node) runCloudInit(ctx context.Context, report host.Report) (agent.Result, error) {
 	fail := func(err error) (agent.Result, error) {
-		return agent.Result{}, fault.Wrap(fault.CloudInitFailed, err, "cannot run cloud-init")
+		return agent.Result{}, fault.Wrap(fault.CloudInitFailed, err, "cannot run cloud-init").WithLogPath("/var/log/cloud-init-output.log")
 	}
 	if n.provisioned && !n.handedOver() {
 		return agent.Result{Skipped: true, Note: "done on an earlier boot"}, nil

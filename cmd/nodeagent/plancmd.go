@@ -145,8 +145,8 @@ an error.`,
 			if bootArgsFile == "" {
 				return usageError{fmt.Errorf("--boot-args FILE is missing")}
 			}
-			if output != "text" && output != "json" {
-				return usageError{fmt.Errorf("-o %s: expected text or json", output)}
+			if err := oneOf(output, "text", "json"); err != nil {
+				return err
 			}
 			bootArgs, err := readInput(bootArgsFile, userdata.MaxBootArgs)
 			if err != nil {
@@ -184,7 +184,7 @@ an error.`,
 	cmd.Flags().StringVar(&userdataFile, "user-data", "", "`file` with the userdata")
 	cmd.Flags().StringVar(&rolesDir, "roles-dir", roles.OverridesDir, "`folder` with files that override the role table")
 	cmd.Flags().BoolVar(&explain, "explain", false, "say where each value came from")
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "`format`: text or json")
+	outputFlag(cmd, &output, "text", "json")
 	return cmd
 }
 

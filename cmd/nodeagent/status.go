@@ -8,15 +8,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
-
 	"nodeagent/internal/agent"
+	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
 )
 
@@ -29,7 +27,8 @@ const (
 	statusIdle     = 4
 )
 
-// statusReport is what `status -o json` prints. Keys are only ever added.
+// statusReport is what `status -o json` prints, as docs/status.schema.json says. Keys
+// are only ever added.
 type statusReport struct {
 	SchemaVersion int             `json:"schemaVersion"`
 	Version       string          `json:"version,omitempty"`
@@ -45,62 +44,109 @@ type statusReport struct {
 	Health        []gate          `json:"health"`
 	Warnings      []agent.Warning `json:"warnings"`
 	Upgrade       *agent.Upgrade  `json:"upgrade,omitempty"`
+	// Error is why the run failed, or cannot be told of, where no step says it.
+	Error *agent.Failure `json:"error,omitempty"`
 }
 
 func statusCommand(h *host.Host) *cobra.Command {
 	var output string
-	var wait bool
+	var wait, follow bool
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Tell what happened on this machine",
 		Long: `Tell what happened on this machine: the steps of this boot, what is awaited, why
-it failed and what to do, and what CloudStack's server will check here.
+it failed and what to do, and what CloudStack's server will check here. Any user may
+ask; what only root can see is said.
+
+With --follow a terminal shows it live until the run is over; into a pipe every
+change is one line, and the whole at the end. -o json and yaml are described by
+docs/status.schema.json, to which keys are only ever added.
 
 Exit codes: 0 done, 1 failed, 2 done with warnings, 3 still running, 4 never ran
-here. With --wait it never ends with 3, unless --timeout ran out first: then 1.`,
+here. With --wait or --follow it never ends with 3, unless --timeout ran out first:
+then 1; or --follow was interrupted by Ctrl-C: then 3.`,
 		Example: `  nodeagent status
+  nodeagent status --follow
   nodeagent status --wait --timeout 30m && echo ready
   nodeagent status -o json | jq '.steps[] | select(.status == "failed")'`,
-		Args: noArgs,
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return usageError{fmt.Errorf("-o %s: expected text or json", output)}
+			if err := oneOf(output, "text", "json", "yaml"); err != nil {
+				return err
+			}
+			if follow && output != "text" {
+				return usageError{fmt.Errorf("--follow shows text: for programs there is --wait -o %s", output)}
 			}
 			ctx := cmd.Context()
 			if timeout > 0 {
 				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, timeout)
+				ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the %s of --timeout are over", timeout))
 				defer cancel()
 			}
-			if wait {
-				if err := agent.WaitUnlocked(ctx, h); err != nil {
-					fmt.Fprintf(cmd.ErrOrStderr(), "nodeagent: %v\n", err)
-				}
+			var waited error
+			shown := newFollower(cmd.OutOrStdout())
+			defer shown.end()
+			switch {
+			case follow:
+				waited = followStatus(ctx, h, shown)
+			case wait:
+				waited = agent.WaitUnlocked(ctx, h)
 			}
+			// What has come so far is worth seeing also when the time is over.
 			report, err := readStatus(cmd.Context(), h)
 			if err != nil {
 				return err
 			}
-			if output == "json" {
-				if err := printJSON(cmd.OutOrStdout(), report); err != nil {
-					return err
-				}
-			} else {
-				newScreen(cmd.OutOrStdout()).show(report, time.Now())
+			shown.end()
+			if err := printReport(cmd.OutOrStdout(), report, output); err != nil {
+				return err
 			}
-			if code := report.exitCode(); code == statusRunning && wait {
+			if waited != nil {
+				fmt.Fprintf(cmd.ErrOrStderr(), "nodeagent: %v%s\n", waited, report.awaits())
+			}
+			switch code := report.exitCode(); {
+			case code == statusDone:
+				return nil
+			case code == statusRunning && (wait || follow) && cmd.Context().Err() == nil:
 				return exitCode(statusFailed)
-			} else if code != statusDone {
+			default:
 				return exitCode(code)
 			}
-			return nil
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "`format`: text or json")
+	outputFlag(cmd, &output, "text", "json", "yaml")
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until nodeagent has ended")
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "with --wait: wait no longer than this (0: for ever)")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "show what happens until nodeagent has ended")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "with --wait or --follow: wait no longer than this (0: for ever)")
+	completeFlag(cmd, "timeout")
 	return cmd
+}
+
+// awaits names what the running steps wait for, for who has lost patience.
+func (r *statusReport) awaits() string {
+	var all []string
+	for _, record := range r.Steps {
+		if record.Status == agent.Running {
+			all = append(all, strings.TrimSuffix(record.Name+" ("+record.Note, " (")+strings.Repeat(")", min(len(record.Note), 1)))
+		}
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return "; still running: " + strings.Join(all, ", ")
+}
+
+func printReport(out io.Writer, report *statusReport, output string) error {
+	switch output {
+	case "json":
+		return printJSON(out, report)
+	case "yaml":
+		return printYAML(out, report)
+	}
+	newScreen(out).show(report, time.Now())
+	return nil
 }
 
 func (r *statusReport) exitCode() int {
@@ -119,252 +165,82 @@ func (r *statusReport) exitCode() int {
 
 // readStatus reads the state and checks the gates.
 func readStatus(ctx context.Context, h *host.Host) (*statusReport, error) {
-	report := &statusReport{SchemaVersion: agent.SchemaVersion, Phase: agent.PhaseIdle,
-		Steps: []agent.Record{}, Gates: []gate{}, Health: []gate{}, Warnings: []agent.Warning{}}
-	bootID, err := h.BootID()
-	if err != nil {
-		return nil, err
+	report, state, err := readReport(h)
+	if err != nil || state == nil || state.Role != kubernetesRole || ctx.Err() != nil {
+		return report, err // or nobody waits for the gates any more
 	}
-	report.BootID = bootID
-	state, err := agent.Load(h)
-	if errors.Is(err, fs.ErrNotExist) {
-		return report, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	report.Version, report.Role, report.Owner, report.Node = state.AgentVersion, state.Role, state.Owner, state.Node
-	report.Steps, report.Warnings = state.Steps, state.Warnings
-	report.Started, report.Ended, report.Upgrade = &state.Started, state.Ended, state.Upgrade
-	report.BootID, report.Phase = state.BootID, state.Phase()
-	if state.BootID != bootID {
-		report.Phase = agent.PhaseIdle
-		report.Warnings = append(report.Warnings, agent.Warning{Code: "earlier-boot",
-			Message: "nodeagent has not run on this boot; this is what happened on the boot before"})
-		return report, nil
-	}
-	if u := report.Upgrade; u != nil && u.Error != nil && report.Phase == agent.PhaseDone {
-		report.Phase = agent.PhaseDegraded
-	}
-	if state.Role == kubernetesRole {
-		report.Gates = checkGates(ctx, h, state.Node, state.Instance)
-		report.Health = checkHealth(ctx, h)
-		for _, gate := range slices.Concat(report.Gates, report.Health) {
-			if !gate.OK && !gate.Unknown && !gate.Cluster && report.Phase == agent.PhaseDone {
-				report.Phase = agent.PhaseDegraded
-			}
+	report.Gates = checkGates(ctx, h, state.Node, state.Instance)
+	report.Health = checkHealth(ctx, h)
+	for _, gate := range slices.Concat(report.Gates, report.Health) {
+		if !gate.OK && !gate.Unknown && !gate.Cluster && report.Phase == agent.PhaseDone {
+			report.Phase = agent.PhaseDegraded
 		}
 	}
 	return report, nil
 }
 
-// screen writes a report for people.
-type screen struct {
-	out    io.Writer
-	width  int
-	colour bool
-}
-
-func newScreen(out io.Writer) *screen {
-	s := &screen{out: out, width: 80}
-	if file, ok := out.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
-		s.colour = os.Getenv("NO_COLOR") == ""
-		if width, _, err := term.GetSize(int(file.Fd())); err == nil && width >= 40 {
-			s.width = width
-		}
+// readReport reads the state, without the gates, which take longer. The state is nil
+// where there is none of this boot.
+func readReport(h *host.Host) (*statusReport, *agent.State, error) {
+	report := &statusReport{SchemaVersion: agent.SchemaVersion, Phase: agent.PhaseIdle,
+		Steps: []agent.Record{}, Gates: []gate{}, Health: []gate{}, Warnings: []agent.Warning{}}
+	bootID, err := h.BootID()
+	if err != nil {
+		return nil, nil, err
 	}
-	return s
-}
-
-const (
-	red    = "31"
-	green  = "32"
-	yellow = "33"
-	grey   = "90"
-)
-
-func (s *screen) paint(colour, text string) string {
-	if !s.colour {
-		return text
-	}
-	return "\x1b[" + colour + "m" + text + "\x1b[0m"
-}
-
-func (s *screen) show(r *statusReport, now time.Time) {
-	s.headline(r, now)
-	if len(r.Steps) > 0 {
-		fmt.Fprintln(s.out)
-	}
-	for _, record := range r.Steps {
-		s.step(record, now)
-	}
-	for _, record := range r.Steps {
-		if record.Error != nil {
-			s.failure(record)
-		}
-	}
-	if len(r.Warnings) > 0 {
-		fmt.Fprintln(s.out, "\n"+s.paint(yellow, "Warnings"))
-	}
-	for _, warning := range r.Warnings {
-		s.paragraph("  ", fmt.Sprintf("%s: %s", warning.Code, warning.Message))
-	}
-	s.upgrade(r.Upgrade)
-	s.gates(r)
-	s.health(r)
-}
-
-func (s *screen) headline(r *statusReport, now time.Time) {
-	if r.Phase == agent.PhaseIdle && len(r.Steps) == 0 {
-		fmt.Fprintln(s.out, "nodeagent never ran on this machine")
-		return
-	}
-	name := r.Role
-	if name == "" {
-		name = "role not known"
-	}
-	if r.Node != "" {
-		name += " " + r.Node
-	}
-	colours := map[agent.Phase]string{agent.PhaseDone: green, agent.PhaseFailed: red, agent.PhaseDegraded: yellow}
-	text := map[agent.Phase]string{
-		agent.PhaseDone: "done", agent.PhaseFailed: "FAILED", agent.PhaseDegraded: "done, with warnings",
-		agent.PhaseRunning: "running", agent.PhaseIdle: "not run on this boot",
-	}[r.Phase]
-	took := ""
+	report.BootID = bootID
+	state, err := agent.Load(h)
 	switch {
-	case r.Started == nil:
-	case r.Phase == agent.PhaseRunning:
-		took = " for " + duration(now.Sub(*r.Started))
-	case r.Ended != nil && r.Ended.After(*r.Started):
-		took = fmt.Sprintf(" after %s, at %s", duration(r.Ended.Sub(*r.Started)), r.Ended.UTC().Format("15:04:05 MST"))
+	case errors.Is(err, fs.ErrNotExist):
+		return report, nil, nil
+	case err != nil:
+		// Programs that read the report are to learn of it too.
+		report.Phase, report.Error = agent.PhaseFailed, agent.NewFailure(err)
+		return report, nil, nil
 	}
-	fmt.Fprintf(s.out, "%s: %s%s\n", name, s.paint(colours[r.Phase], text), took)
+	report.Version, report.Role, report.Owner, report.Node = state.AgentVersion, state.Role, state.Owner, state.Node
+	report.Steps, report.Warnings = append(report.Steps, state.Steps...), append(report.Warnings, state.Warnings...)
+	if !state.Started.IsZero() {
+		report.Started, report.Ended = &state.Started, state.Ended
+	}
+	report.BootID, report.Upgrade = state.BootID, state.Upgrade
+	for i := range report.Steps {
+		explain(&report.Steps[i].Status, &report.Steps[i].Error)
+	}
+	if u := report.Upgrade; u != nil {
+		explain(&u.Status, &u.Error)
+	}
+	report.Phase = (&agent.State{Steps: report.Steps, Warnings: report.Warnings, Ended: state.Ended}).Phase()
+	if state.BootID != bootID {
+		report.Phase = agent.PhaseIdle
+		report.Warnings = append(report.Warnings, agent.Warning{Code: "earlier-boot",
+			Message: "nodeagent has not run on this boot; this is what happened on the boot before"})
+		return report, nil, nil
+	}
+	if u := report.Upgrade; u != nil && u.Error != nil && report.Phase == agent.PhaseDone {
+		report.Phase = agent.PhaseDegraded
+	}
+	if report.Phase == agent.PhaseFailed && !slices.ContainsFunc(report.Steps, func(r agent.Record) bool { return r.Error != nil }) {
+		report.Error = &agent.Failure{Code: fault.Interrupted, Message: "nodeagent ended before all steps had run", Hint: fault.Interrupted.Remedy()}
+	}
+	return report, state, nil
 }
 
-func (s *screen) step(record agent.Record, now time.Time) {
-	words := map[agent.Status][2]string{
-		agent.Pending: {"wait", grey}, agent.Running: {"run ", yellow}, agent.Done: {"ok  ", green},
-		agent.Skipped: {"skip", grey}, agent.Failed: {"FAIL", red}, agent.Interrupted: {"cut ", red},
-	}
-	word := words[record.Status]
-	note, until, took := record.Note, "", ""
-	switch record.Status {
-	case agent.Running:
-		if record.Started != nil {
-			took = duration(now.Sub(*record.Started))
-		}
-		if record.Until != nil {
-			until = " (until " + record.Until.UTC().Format("15:04:05") + ")"
-		}
-	case agent.Pending:
-		note = "needs " + strings.Join(record.Needs, ", ")
-	case agent.Failed:
-		note = string(record.Error.Code)
-	case agent.Interrupted:
-		note = "interrupted"
+// explain gives a step what it must have, if a damaged state or one of another version
+// lacks it: a known status and, where it failed, the reason (pain-point I2).
+func explain(status *agent.Status, failure **agent.Failure) {
+	switch *status {
+	case agent.Pending, agent.Running, agent.Done, agent.Skipped:
+		return
+	case agent.Failed, agent.Interrupted:
 	default:
-		took = duration(time.Duration(record.Seconds * float64(time.Second)))
+		*failure = &agent.Failure{Code: fault.StateUnreadable, Message: fmt.Sprintf("the state has the status %q here, which is unknown", *status)}
+		*status = agent.Failed
 	}
-	if record.Status == agent.Failed {
-		took = duration(time.Duration(record.Seconds * float64(time.Second)))
+	if *failure == nil {
+		*failure = &agent.Failure{Code: fault.Internal, Message: "the state does not say why"}
 	}
-	line := cut(fmt.Sprintf("%-13s%7s  %s", record.Name, took, note), s.width-8-len(until)) + until
-	fmt.Fprintf(s.out, "  %s  %s\n", s.paint(word[1], word[0]), line)
-}
-
-func (s *screen) failure(record agent.Record) {
-	fmt.Fprintf(s.out, "\n%s\n", s.paint(red, fmt.Sprintf("Step %s failed: %s", record.Name, record.Error.Code)))
-	s.paragraph("  ", record.Error.Message)
-	if record.Error.Hint != "" {
-		s.paragraph("  ", "What to do: "+record.Error.Hint)
+	if (*failure).Hint == "" {
+		(*failure).Hint = (*failure).Code.Remedy()
 	}
-	if len(record.Error.Log) > 0 {
-		fmt.Fprintln(s.out, "  Last lines:")
-		for _, line := range record.Error.Log[max(0, len(record.Error.Log)-20):] {
-			fmt.Fprintln(s.out, "    "+cut(line, s.width-4))
-		}
-	}
-}
-
-func (s *screen) gates(r *statusReport) {
-	if len(r.Gates) == 0 {
-		return
-	}
-	fmt.Fprintln(s.out, "\nWhat CloudStack's server will check on this node")
-	all := true
-	for _, gate := range r.Gates {
-		s.gate(gate)
-		all = all && (gate.OK || gate.Unknown || gate.Cluster)
-	}
-	if all && r.Phase == agent.PhaseDone {
-		fmt.Fprintln(s.out, "All local gates pass: if CloudStack still waits, look outside this node.")
-	}
-}
-
-func (s *screen) gate(gate gate) {
-	word, colour := "ok  ", green
-	switch {
-	case gate.Unknown:
-		word, colour = "?   ", grey
-	case !gate.OK:
-		word, colour = "no  ", yellow
-	}
-	fmt.Fprintf(s.out, "  %s  %s\n", s.paint(colour, word), cut(fmt.Sprintf("%-13s%s", gate.Name, gate.Detail), s.width-8))
-}
-
-// health shows what is wrong in a paragraph of its own: the reason may be long.
-func (s *screen) health(r *statusReport) {
-	if len(r.Health) == 0 {
-		return
-	}
-	fmt.Fprintln(s.out, "\nHealth")
-	for _, gate := range r.Health {
-		if gate.OK || gate.Unknown {
-			s.gate(gate)
-			continue
-		}
-		whole := gate.Detail
-		gate.Detail = ""
-		s.gate(gate)
-		s.paragraph("        ", whole)
-	}
-}
-
-// paragraph writes text in lines of the screen's width.
-func (s *screen) paragraph(indent, text string) {
-	line := indent
-	for _, word := range strings.Fields(text) {
-		if len(line)+1+len(word) > s.width && line != indent {
-			fmt.Fprintln(s.out, line)
-			line = indent
-		}
-		if line != indent {
-			line += " "
-		}
-		line += word
-	}
-	fmt.Fprintln(s.out, line)
-}
-
-// cut shortens text to width characters.
-func cut(text string, width int) string {
-	text = strings.TrimRight(text, " ")
-	if runes := []rune(text); len(runes) > width {
-		return string(runes[:width-3]) + "..."
-	}
-	return text
-}
-
-// duration prints 0.4s, 12s, 3m07s, 1h02m.
-func duration(d time.Duration) string {
-	switch {
-	case d < 10*time.Second:
-		return fmt.Sprintf("%.1fs", d.Seconds())
-	case d < time.Minute:
-		return fmt.Sprintf("%.0fs", d.Seconds())
-	case d < time.Hour:
-		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
-	}
-	return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
 }

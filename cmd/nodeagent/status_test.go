@@ -3,12 +3,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"flag"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -25,78 +23,6 @@ var noon = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 func at(seconds float64) *time.Time {
 	when := noon.Add(time.Duration(seconds * float64(time.Second)))
 	return &when
-}
-
-// screens are reports of every phase.
-func screens() map[string]*statusReport {
-	steps := []agent.Record{
-		{Name: "boot-args", Status: agent.Done, Seconds: 1.2, Note: "from guest agent"},
-		{Name: "role", Status: agent.Done, Note: "cksnode", Needs: []string{"boot-args"}},
-		{Name: "disk", Status: agent.Done, Seconds: 0.4, Note: "grew 2.6 GiB -> 11.1 GiB", Needs: []string{"role"}},
-	}
-	base := func(phase agent.Phase, more ...agent.Record) *statusReport {
-		return &statusReport{Role: "cksnode", Node: "prod1-control-1", Phase: phase, Started: &noon, Steps: append(steps[:3:3], more...)}
-	}
-	running := base(agent.PhaseRunning,
-		agent.Record{Name: "images", Status: agent.Running, Started: at(20), Until: at(1800), Note: "images 7 of 12, 43 MB/s, 20 s left"},
-		agent.Record{Name: "kubeadm", Status: agent.Pending, Needs: []string{"images"}})
-	failed := base(agent.PhaseFailed,
-		agent.Record{Name: "preflight", Status: agent.Failed, Seconds: 0.1, Error: &agent.Failure{Code: fault.DiskTooSmall,
-			Message: "the root disk /dev/vda has 5.0 GiB (5368709120 bytes); a Kubernetes node needs 8.0 GiB (8589934592 bytes) at least",
-			Hint:    fault.DiskTooSmall.Remedy(), Log: []string{"a line of the tool that failed, which is a good deal longer than eighty characters are wide"}}},
-		agent.Record{Name: "iso", Status: agent.Pending, Needs: []string{"preflight"}})
-	failed.Ended = at(63)
-	done := base(agent.PhaseDone, agent.Record{Name: "kubeadm", Status: agent.Skipped, Note: "done on an earlier boot"})
-	done.Ended = at(187)
-	done.Gates = []gate{{Name: "ssh", OK: true, Detail: "port 22 greets with SSH-2.0-OpenSSH_9.2p1"},
-		{Name: "api", OK: true, Detail: "/version says v1.34.4"}}
-	done.Health = []gate{{Name: "etcd", OK: true, Detail: "3 of 3 members work, 1 may fail"}}
-	degraded := base(agent.PhaseDegraded)
-	degraded.Ended = at(3800)
-	degraded.Warnings = []agent.Warning{{Step: "cloud-init", Code: fault.CloudInitFailed, Message: "a module of cloud-init failed: cloud-config.service is failed (exit-code)"}}
-	degraded.Gates = []gate{{Name: "api", Detail: "connection refused"}, {Name: "kubeconfig", Detail: "permission denied", Unknown: true}}
-	degraded.Health = []gate{{Name: "certificates", Detail: "pki/apiserver.crt expires in 12 days: kubeadm certs renew all, then reboot"},
-		{Name: "disk", OK: true, Detail: "6.0 GiB of 12.0 GiB free, 50 %"}}
-	interrupted := base(agent.PhaseFailed, agent.Record{Name: "images", Status: agent.Interrupted,
-		Error: &agent.Failure{Code: fault.Interrupted, Message: "nodeagent ended while this step ran", Hint: fault.Interrupted.Remedy()}})
-	return map[string]*statusReport{"running": running, "failed": failed, "done": done, "degraded": degraded,
-		"interrupted": interrupted, "never": {Phase: agent.PhaseIdle}}
-}
-
-func TestScreens(t *testing.T) {
-	t.Parallel()
-	for name, report := range screens() {
-		var out bytes.Buffer
-		newScreen(&out).show(report, *at(63))
-		golden := filepath.Join("testdata", "status-"+name+".golden")
-		if *update {
-			if err := os.WriteFile(golden, out.Bytes(), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(golden)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if out.String() != string(want) {
-			t.Errorf("%s:\n%s\nwant\n%s", name, out.String(), want)
-		}
-		for line := range strings.Lines(out.String()) {
-			if len([]rune(strings.TrimRight(line, "\n"))) > 80 {
-				t.Errorf("%s: a line is over 80 columns: %q", name, line)
-			}
-		}
-	}
-}
-
-func TestColoursAreOnlyForTerminals(t *testing.T) {
-	t.Parallel()
-	var plain, coloured bytes.Buffer
-	newScreen(&plain).show(screens()["failed"], noon)
-	(&screen{out: &coloured, width: 80, colour: true}).show(screens()["failed"], noon)
-	if strings.Contains(plain.String(), "\x1b") || !strings.Contains(coloured.String(), "\x1b[31m") {
-		t.Error("colour on a pipe, or none on a terminal")
-	}
 }
 
 // I1, I2: exit codes are fixed; JSON lists are never null.

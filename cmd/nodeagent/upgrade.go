@@ -125,8 +125,7 @@ func runUpgrade(ctx context.Context, h *host.Host, upgrade *kubeadm.Upgrade, sho
 			show.step(line, time.Now())
 			continue
 		}
-		failure := fault.As(err)
-		line.Status, line.Error = agent.Failed, &agent.Failure{Code: failure.Code, Message: failure.Message, Hint: failure.Hint, Log: failure.Log}
+		line.Status, line.Error = agent.Failed, agent.NewFailure(err)
 		if ctx.Err() != nil {
 			line.Status = agent.Interrupted
 			line.Error.Code, line.Error.Hint = fault.Interrupted, "`nodeagent upgrade`: it goes on where it stopped."
@@ -134,7 +133,7 @@ func runUpgrade(ctx context.Context, h *host.Host, upgrade *kubeadm.Upgrade, sho
 		record.Error = line.Error
 		end(line.Status)
 		show.step(line, time.Now())
-		show.failure(line)
+		show.failure("Stage "+stage.Name, line.Error)
 		return exitCode(exitFail)
 	}
 	end(agent.Done)
@@ -146,32 +145,9 @@ func runUpgrade(ctx context.Context, h *host.Host, upgrade *kubeadm.Upgrade, sho
 func (s *screen) progress() host.Report {
 	last := ""
 	return func(format string, args ...any) {
-		if text := agent.Printable(fmt.Sprintf(format, args...)); text != last {
+		if text := fmt.Sprintf(format, args...); text != last {
 			last = text
 			fmt.Fprintln(s.out, "        "+s.paint(grey, cut(text, s.width-8)))
 		}
-	}
-}
-
-// upgrade shows the last upgrade.
-func (s *screen) upgrade(u *agent.Upgrade) {
-	if u == nil {
-		return
-	}
-	colours := map[agent.Status]string{agent.Done: green, agent.Running: yellow}
-	words := map[agent.Status]string{agent.Done: "done", agent.Running: "running, in stage " + u.Stage,
-		agent.Failed: "FAILED in stage " + u.Stage, agent.Interrupted: "cut short in stage " + u.Stage}
-	colour := colours[u.Status]
-	if colour == "" {
-		colour = red
-	}
-	fmt.Fprintf(s.out, "\nUpgrade from %s to %s: %s", u.From, u.To, s.paint(colour, words[u.Status]))
-	if u.Ended != nil {
-		fmt.Fprintf(s.out, ", %s", u.Ended.UTC().Format("2006-01-02 15:04:05 MST"))
-	}
-	fmt.Fprintln(s.out)
-	if u.Error != nil {
-		s.paragraph("  ", fmt.Sprintf("%s: %s", u.Error.Code, u.Error.Message))
-		s.paragraph("  ", "What to do: "+u.Error.Hint)
 	}
 }

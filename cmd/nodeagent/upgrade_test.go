@@ -64,7 +64,7 @@ func TestUpgradeShowsInStatus(t *testing.T) {
 		newScreen(&out).show(report, time.Now())
 		return out.String(), report
 	}
-	if text, report := show(); !strings.Contains(text, "Upgrade from v1.34.4 to v1.35.1: FAILED in stage kubelet, ") || report.Upgrade.Error.Code != fault.KubeletRolledBack {
+	if text, report := show(); !strings.Contains(text, "Upgrade from v1.34.4 to v1.35.1:\n  FAILED in stage kubelet ") || report.Upgrade.Error.Code != fault.KubeletRolledBack {
 		t.Errorf("status after a reboot\n%s", text)
 	}
 	m.SetBootID("boot-1")
@@ -75,7 +75,7 @@ func TestUpgradeShowsInStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	text, report := show()
-	if !strings.Contains(text, "Upgrade from v1.34.4 to v1.35.1: done, ") || report.exitCode() != statusDone {
+	if !strings.Contains(text, "Upgrade from v1.34.4 to v1.35.1: done ") || report.exitCode() != statusDone {
 		t.Errorf("status of one that is done\n%s", text)
 	}
 	state, err := agent.Load(m.Host())

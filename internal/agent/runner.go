@@ -277,12 +277,16 @@ func (r *Runner) start(step Step) {
 	r.tellStatus()
 }
 
-// Printable returns text in one line without control characters: it goes to terminals
-// and, as STATUS=, to systemd, where a new line would begin another message.
+// Printable returns text in one line without control characters and what changes the
+// direction of writing: it goes to terminals and, as STATUS=, to systemd, where a new
+// line would begin another message.
 func Printable(text string) string {
 	return strings.Map(func(c rune) rune {
-		if unicode.IsControl(c) {
+		switch {
+		case unicode.IsControl(c) || unicode.IsSpace(c):
 			return ' '
+		case !unicode.IsPrint(c):
+			return -1
 		}
 		return c
 	}, text)
@@ -330,12 +334,8 @@ func (r *Runner) finish(ctx context.Context, o outcome) {
 		record.Error = &Failure{Code: fault.Interrupted, Message: redact.ByForm(o.err.Error()), Hint: fault.Interrupted.Remedy()}
 		r.Log.Warn("interrupted", append(r.fields(record), zap.String("error", record.Error.Message))...)
 	case o.err != nil:
-		failure := fault.As(o.err)
 		record.Status = Failed
-		record.Error = &Failure{Code: failure.Code, Message: redact.ByForm(failure.Message), Hint: redact.ByForm(failure.Hint)}
-		if len(failure.Log) > 0 {
-			record.Error.Log = strings.Split(redact.ByForm(strings.Join(failure.Log, "\n")), "\n")
-		}
+		record.Error = NewFailure(o.err)
 		r.Log.Error("failed: "+record.Error.Message, append(r.fields(record), zap.String("hint", record.Error.Hint))...)
 	case o.result.Skipped:
 		record.Status = Skipped

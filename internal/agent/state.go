@@ -10,12 +10,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"nodeagent/internal/fault"
 	"nodeagent/internal/host"
+	"nodeagent/internal/redact"
 )
 
 // Where the agent keeps what happened. StateFile is the truth and survives
@@ -150,7 +152,18 @@ type Failure struct {
 	Code    fault.Code `json:"code"`
 	Message string     `json:"message"`
 	Hint    string     `json:"hint,omitempty"`
-	Log     []string   `json:"log,omitempty"`
+	Log     []string   `json:"log,omitempty"`     // last lines of the tool that failed
+	LogPath string     `json:"logPath,omitempty"` // the file with all of them
+}
+
+// NewFailure is err as it is recorded and shown: without what is secret by its form.
+func NewFailure(err error) *Failure {
+	known := fault.As(err)
+	failure := &Failure{Code: known.Code, Message: redact.ByForm(known.Message), Hint: redact.ByForm(known.Hint), LogPath: known.LogPath}
+	if len(known.Log) > 0 {
+		failure.Log = strings.Split(redact.ByForm(strings.Join(known.Log, "\n")), "\n")
+	}
+	return failure
 }
 
 // Warning is something an operator should know that stopped nothing.
@@ -214,9 +227,29 @@ func Load(h *host.Host) (*State, error) {
 		}
 	}
 	if state.Ended == nil {
-		state.Ended = &state.Started
+		state.Ended = state.lastSign()
 	}
 	return state, nil
+}
+
+// lastSign is when the agent last recorded something of a step.
+func (s *State) lastSign() *time.Time {
+	last := s.Started
+	for _, record := range s.Steps {
+		if record.Started == nil {
+			continue
+		}
+		if ended := record.Started.Add(Seconds(record.Seconds)); ended.After(last) && ended.Year() < 10000 { // as JSON can have it
+			last = ended
+		}
+	}
+	return &last
+}
+
+// Seconds is a duration of a record, which may hold any number.
+func Seconds(seconds float64) time.Duration {
+	const most = 1e9 // some thirty years
+	return time.Duration(min(max(seconds, 0), most) * float64(time.Second))
 }
 
 // newest reads the file that was written last.
@@ -248,16 +281,32 @@ func Change(h *host.Host, change func(*State)) error {
 
 func read(h *host.Host, name string) (*State, error) {
 	data, err := h.ReadFile(name)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, err
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fault.Wrap(fault.StateUnreadable, err, "cannot read the state").WithHint("Run it as root.")
+	}
+	if err != nil {
+		return nil, fault.Wrap(fault.StateUnreadable, err, "cannot read the state")
+	}
+	// These two keys never change, whatever becomes of the others.
+	var writer struct {
+		SchemaVersion int    `json:"schemaVersion"`
+		AgentVersion  string `json:"agentVersion"`
+	}
+	if err := json.Unmarshal(data, &writer); err != nil {
+		return nil, fault.Wrap(fault.StateUnreadable, err, "cannot read %s (%d bytes)", name, len(data))
+	}
+	if writer.SchemaVersion > SchemaVersion {
+		// What its keys mean is not known: a guess could call a failed node done.
+		return nil, fault.New(fault.StateUnreadable, "cannot read %s: nodeagent %s wrote it with schema version %d, this one knows %d",
+			name, writer.AgentVersion, writer.SchemaVersion, SchemaVersion).
+			WithHint("Install nodeagent %s again, or a newer one.", writer.AgentVersion)
 	}
 	var state State
 	if err := json.Unmarshal(data, &state); err != nil {
 		return nil, fault.Wrap(fault.StateUnreadable, err, "cannot read %s", name)
-	}
-	if state.SchemaVersion > SchemaVersion {
-		return nil, fault.New(fault.StateUnreadable, "cannot read %s: its schema version %d is newer than %d",
-			name, state.SchemaVersion, SchemaVersion)
 	}
 	return &state, nil
 }

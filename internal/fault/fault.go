@@ -18,6 +18,7 @@ type Error struct {
 	Message string   // what failed: the file or key, the value, what was expected
 	Hint    string   // what to do; "" takes the catalogue's remedy
 	Log     []string // last lines of the tool that failed
+	LogPath string   // the file that has all of them
 	Err     error    // the cause, when there is one
 }
 
@@ -47,7 +48,7 @@ func Join(code Code, problems []error) *Error {
 				hints = append(hints, hint)
 			}
 			if len(texts) == 0 {
-				joined.Code, joined.Log = known.Code, As(problem).Log
+				joined.Code, joined.Log, joined.LogPath = known.Code, As(problem).Log, As(problem).LogPath
 			}
 		}
 		texts = append(texts, problem.Error())
@@ -68,6 +69,12 @@ func (e *Error) WithLog(lines []string) *Error {
 	return e
 }
 
+// WithLogPath names the file that has all of the tool's output.
+func (e *Error) WithLogPath(path string) *Error {
+	e.LogPath = path
+	return e
+}
+
 func (e *Error) Error() string {
 	if e.Err == nil {
 		return e.Message
@@ -77,7 +84,7 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// As returns the outermost Error in err's chain with hint and log filled in from
+// As returns the outermost Error in err's chain with hint, log and log path filled in from
 // inner ones and the catalogue; an error of any other kind becomes one with the
 // code Internal.
 func As(err error) *Error {
@@ -98,6 +105,9 @@ func As(err error) *Error {
 		}
 		if len(whole.Log) == 0 {
 			whole.Log = next.Log
+		}
+		if whole.LogPath == "" {
+			whole.LogPath = next.LogPath
 		}
 		inner = next.Err
 	}

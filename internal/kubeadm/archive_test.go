@@ -243,6 +243,7 @@ func TestDescribeProgress(t *testing.T) {
 		"images 0 of 12":                     {0, 12, 0, 0, 0, 400 * mb},
 		"images 7 of 12, 20 MB/s, 10 s left": {7, 12, 200 * mb, 0, 200 * mb, 400 * mb},
 		"images 7 of 12, 10 MB/s, 10 s left": {7, 12, 100 * mb, 200 * mb, 300 * mb, 400 * mb},
+		"images 1 of 12, 2 MB/s, 3 min left": {1, 12, 20 * mb, 0, 20 * mb, 400 * mb},
 		"images 12 of 12, 40 MB/s":           {12, 12, 400 * mb, 0, 400 * mb, 400 * mb},
 		"images 12 of 12":                    {12, 12, 0, 400 * mb, 400 * mb, 400 * mb},
 	} {

@@ -380,9 +380,16 @@ func describeProgress(count, files, sent, passed, finished, total int64, elapsed
 	text += fmt.Sprintf(", %.0f MB/s", float64(sent)/seconds/1e6)
 	done, all := sent+finished-passed, 2*(total-passed)
 	if left := float64(all-done) / float64(max(done, 1)) * seconds; count < files && left >= 1 {
-		text += fmt.Sprintf(", %.0f s left", left)
+		text += ", " + sayLeft(left) + " left"
 	}
 	return text
+}
+
+func sayLeft(seconds float64) string {
+	if seconds < 120 {
+		return fmt.Sprintf("%.0f s", seconds)
+	}
+	return fmt.Sprintf("%.0f min", seconds/60)
 }
 
 // tell reports once a second until the returned function is called.

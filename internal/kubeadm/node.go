@@ -308,7 +308,7 @@ func (i *run) kubeadm(ctx context.Context, what string, args ...string) *fault.E
 	if where := output.where(); ctx.Err() != nil && where != "" {
 		failure.cause += " at: " + where
 	}
-	return fault.New(failure.code, "%s failed: %s", what, failure.cause).WithHint("%s", failure.remedy).WithLog(output.tail)
+	return fault.New(failure.code, "%s failed: %s", what, failure.cause).WithHint("%s", failure.remedy).WithLog(output.tail).WithLogPath(i.log)
 }
 
 // rootCause is why a program ended, without its arguments.
