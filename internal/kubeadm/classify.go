@@ -18,6 +18,7 @@ const (
 	retryNever                  // an operator, or other userdata, must come first
 	retryReachable              // when the API server answers
 	retryBackOff                // after a while, longer each time: another node is in the way, or the cluster is not ready
+	retryUnchecked              // without the check that failed
 	retryClock                  // when this machine's clock has been set
 )
 

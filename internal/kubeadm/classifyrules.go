@@ -116,6 +116,9 @@ var rules = []rule{
 var findings = []finding{
 	{check: pattern(`^ImagePull: `), code: fault.ImageMissing, retry: retryNever},
 	{check: pattern(`^CRI: `), code: fault.ContainerdFailed, retry: retryOnce},
+	// The 15 s that an upgrade's trial job has are kubeadm's own (its phases/upgrade/health.go):
+	// too few for a busy machine, and where no node takes pods it is left out.
+	{check: pattern(`^CreateJob: .* did not complete in `), code: fault.UpgradeFailed, retry: retryUnchecked},
 	{check: pattern(`^(?:Port-\d+|FileAvailable--.*|DirAvailable--.*): `), code: fault.KubeadmPreflight, retry: retryNever,
 		remedy: "This machine is, or was, a Kubernetes node: `kubeadm reset` takes away what it has of that (its data too); then " + restart + "."},
 }

@@ -349,8 +349,14 @@ func (u *Upgrade) kubeadm(ctx context.Context, report host.Report) error {
 		return fault.Wrap(fault.InstallFailed, err, "cannot install kubeadm")
 	}
 	r := &run{h: u.h, verb: "upgrade", code: fault.UpgradeFailed, log: UpgradeLog, scrub: scrubber(nil), report: say(report)}
-	if err := r.kubeadm(ctx, "kubeadm upgrade "+u.journal.Verb, u.kubeadmArgs()...); err != nil {
-		return err
+	what, args := "kubeadm upgrade "+u.journal.Verb, u.kubeadmArgs()
+	failed := r.kubeadm(ctx, what, args...)
+	if failed != nil && ctx.Err() == nil && r.retry == retryUnchecked {
+		report("%s; once more without this check", failed.Message)
+		failed = r.kubeadm(ctx, what, append(args, "--ignore-preflight-errors=CreateJob")...)
+	}
+	if failed != nil {
+		return failed
 	}
 	if u.h.Exists(AdminConf) {
 		if err := r.giveRootKubeconfig(); err != nil { // kubeadm has renewed its certificate

@@ -35,6 +35,7 @@ type upgradable struct {
 	imported []string
 	sandbox  string
 	dies     func(args string) error // when kubeadm has done its work
+	says     string                  // then
 }
 
 // with changes what the handlers of the API read.
@@ -119,7 +120,7 @@ func (n *upgradable) kubeadm(path, args string) (string, error) {
 	})
 	n.Write("/var/lib/kubelet/config.yaml", "of "+version)
 	if n.dies != nil {
-		return "", n.dies(args)
+		return n.says, n.dies(args)
 	}
 	return "[upgrade] SUCCESS\n", nil
 }
@@ -257,6 +258,30 @@ func TestUpgradeKilledInKubeadm(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.upgraded(t, applyCall, applyCall)
+}
+
+// A machine too slow for kubeadm's trial job is upgraded without it; any other failed
+// check stays one.
+func TestUpgradeOfASlowMachine(t *testing.T) {
+	t.Parallel()
+	const slow = "\t[ERROR CreateJob]: Job \"upgrade-health-check-1\" in the namespace \"kube-system\" did not complete in 15s: no condition of type Complete"
+	for lines, want := range map[string][]string{
+		slow: {applyCall, strings.TrimSuffix(applyCall, " --v=5") + " --ignore-preflight-errors=CreateJob --v=5"},
+		slow + "\n\t[ERROR StaticPodManifest]: manifest kube-scheduler.yaml is missing": {applyCall},
+	} {
+		n := newUpgradable(t, true)
+		n.dies = func(args string) error {
+			if strings.Contains(args, "CreateJob") {
+				return nil
+			}
+			return &host.CommandError{Err: errors.New("exit status 1")}
+		}
+		n.says = "[preflight] Some fatal errors occurred:\n" + lines + "\nerror: error execution phase preflight: preflight checks failed\n"
+		err := n.upgrade(t, t.Context(), all)
+		if (err == nil) != (len(want) > 1) || !slices.Equal(n.ran, want) {
+			t.Errorf("%s: error = %v, kubeadm ran as %q, want %q", lines, err, n.ran, want)
+		}
+	}
 }
 
 // brokenKubelet is systemd on a machine whose new kubelet does not start.
