@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,7 +18,11 @@ import (
 )
 
 const (
+	// A failure stands in issueFile, where it outlives the boot. What every boot says is in
+	// bootIssue, to which /etc/issue.d/nodeagent.issue leads (agetty(8) reads that folder
+	// after issueFile): a boot without trouble writes nothing to the disk.
 	issueFile  = "/etc/issue"
+	bootIssue  = "/run/nodeagent/issue"
 	issueBegin = "--- nodeagent ---"
 	issueEnd   = "-----------------"
 
@@ -28,17 +33,21 @@ const (
 	gettyReload = "/run/agetty.reload"
 )
 
-// announce says how the machine stands where an operator looks: at the login prompt
-// (/etc/issue), in the message of the day and, what is new there, on the console.
+// announce says how the machine stands where an operator looks: at the login prompt, in
+// the message of the day and, what is new there, on the console.
 func announce(h *host.Host, state *agent.State) error {
 	lines := headlines(state)
 	// pam_motd reads it with the rights of who logs in.
 	_, motdErr := h.WriteFile(motdFile, []byte("nodeagent: "+strings.Join(lines, "\n  ")+"\n"), 0o644)
-	changed, err := writeIssue(h, lines)
+	changed, err := writeIssues(h, block(lines), failed(state))
 	if err != nil || !changed {
 		return errors.Join(motdErr, err)
 	}
 	return errors.Join(motdErr, tellGettys(h), tellConsole(h, lines))
+}
+
+func failed(state *agent.State) bool {
+	return slices.ContainsFunc(state.Steps, func(record agent.Record) bool { return record.Error != nil })
 }
 
 // headlines are the state in one line; after a failure one says what, and one where to go on.
@@ -69,12 +78,22 @@ func headlines(state *agent.State) []string {
 	return []string{printable(line)}
 }
 
-func writeIssue(h *host.Host, lines []string) (changed bool, err error) {
+// writeIssues puts the block into one of the two files and takes it out of the other.
+func writeIssues(h *host.Host, block string, lasting bool) (changed bool, err error) {
 	old, err := h.ReadFile(issueFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("cannot read %s: %w", issueFile, err)
 	}
-	return h.WriteFile(issueFile, []byte(withNotice(string(old), lines)), 0o644)
+	inBoot, inFile := block, ""
+	if lasting {
+		inBoot, inFile = "", block
+	}
+	changed, err = h.WriteFile(bootIssue, []byte(inBoot), 0o644)
+	if text := withBlock(string(old), inFile); text != string(old) {
+		_, fileErr := h.WriteFile(issueFile, []byte(text), 0o644)
+		changed, err = true, errors.Join(err, fileErr)
+	}
+	return changed, err
 }
 
 // tellGettys has the prompts that are on screens already drawn anew.
@@ -100,8 +119,13 @@ func tellConsole(h *host.Host, lines []string) error {
 	return err
 }
 
-// withNotice replaces the block of nodeagent in an issue(5) file.
-func withNotice(old string, lines []string) string {
+// block is what an issue(5) file says of nodeagent.
+func block(lines []string) string {
+	return issueBegin + "\n" + strings.Join(lines, "\n") + "\n" + issueEnd + "\n"
+}
+
+// withBlock returns an issue(5) file with this block, or none, in the old one's place.
+func withBlock(old, block string) string {
 	before, rest, found := strings.Cut(old, issueBegin+"\n")
 	if found {
 		_, after, ended := strings.Cut(rest, issueEnd+"\n")
@@ -110,10 +134,10 @@ func withNotice(old string, lines []string) string {
 		}
 		old = before + after
 	}
-	if old != "" && !strings.HasSuffix(old, "\n") {
+	if block != "" && old != "" && !strings.HasSuffix(old, "\n") {
 		old += "\n"
 	}
-	return old + issueBegin + "\n" + strings.Join(lines, "\n") + "\n" + issueEnd + "\n"
+	return old + block
 }
 
 // printable also keeps agetty from taking a backslash for one of its escapes.

@@ -119,8 +119,16 @@ func TestAnnounce(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got, want := m.Read("/etc/issue"), issue+"--- nodeagent ---\n"+test.want+"\n-----------------\n"; got != want {
-			t.Errorf("%s: /etc/issue is\n%q, want\n%q", test.name, got, want)
+		// Only a failure writes to the disk; the rest goes with the boot.
+		file, boot := issue, "--- nodeagent ---\n"+test.want+"\n-----------------\n"
+		if test.name == "fails" {
+			file, boot = issue+boot, ""
+		}
+		if got := m.Read("/etc/issue"); got != file {
+			t.Errorf("%s: /etc/issue is\n%q, want\n%q", test.name, got, file)
+		}
+		if got := m.Read(bootIssue); got != boot {
+			t.Errorf("%s: %s is\n%q, want\n%q", test.name, bootIssue, got, boot)
 		}
 		if got, want := m.Read("/run/motd.d/nodeagent"), "nodeagent: "+strings.ReplaceAll(test.want, "\n", "\n  ")+"\n"; got != want {
 			t.Errorf("%s: the message of the day is %q, want %q", test.name, got, want)

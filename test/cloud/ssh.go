@@ -56,7 +56,31 @@ func (c *Cloud) SSH(ctx context.Context, address netip.AddrPort, user string, ke
 	return output, nil
 }
 
+// LoginScreen logs in at a terminal, as a person does, and returns what the machine shows
+// until the shell has ended.
+func (c *Cloud) LoginScreen(ctx context.Context, address netip.AddrPort, user string, key *KeyPair) (string, error) {
+	screen, err := c.inSSH(ctx, address, user, key, func(session *ssh.Session) error {
+		session.Stdin = strings.NewReader("exit\n")
+		if err := session.RequestPty("dumb", 24, 80, ssh.TerminalModes{}); err != nil {
+			return err
+		}
+		if err := session.Shell(); err != nil {
+			return err
+		}
+		return session.Wait()
+	})
+	if err != nil {
+		return screen, fmt.Errorf("cannot log in on %s: %w", address, err)
+	}
+	return screen, nil
+}
+
 func (c *Cloud) runSSH(ctx context.Context, address netip.AddrPort, user string, key *KeyPair, command string) (string, error) {
+	return c.inSSH(ctx, address, user, key, func(session *ssh.Session) error { return session.Run(command) })
+}
+
+// inSSH logs in, has run use the session, and returns its standard output.
+func (c *Cloud) inSSH(ctx context.Context, address netip.AddrPort, user string, key *KeyPair, run func(*ssh.Session) error) (string, error) {
 	connect, cancel := context.WithTimeout(ctx, sshConnect)
 	defer cancel()
 	conn, err := c.DialContext(connect, "tcp", address.String())
@@ -90,7 +114,7 @@ func (c *Cloud) runSSH(ctx context.Context, address netip.AddrPort, user string,
 	defer session.Close()
 	var stdout, stderr bytes.Buffer
 	session.Stdout, session.Stderr = &stdout, &stderr
-	err = session.Run(command)
+	err = run(session)
 	if exit := (*ssh.ExitError)(nil); errors.As(err, &exit) {
 		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
 	}

@@ -65,6 +65,7 @@ func TestE2ECluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantMade(t, ctx, m, params)
+	wantTold(t, ctx, l, m, params)
 	joinWorker(t, ctx, worker, params, path)
 	serverChecks(t, checks, 2)
 	runFromRegistry(t, ctx, l, m)
@@ -197,6 +198,43 @@ func wantMade(t *testing.T, ctx context.Context, m *cloud.Machine, params cloud.
 			}
 		}
 	}
+}
+
+// wantTold checks where else than in status a node says what happened: the login prompt,
+// the message of the day, the journal's fields, timeline, and diag, without secrets (C33).
+func wantTold(t *testing.T, ctx context.Context, l *lab.Lab, m *cloud.Machine, params cloud.UserdataParams) {
+	t.Helper()
+	line := "cksnode " + m.Spec.Name + ": done"
+	if issue := output(t, ctx, m, "/usr/bin/cat", "/etc/issue.d/nodeagent.issue"); !strings.Contains(issue, line) {
+		t.Errorf("the login prompt says %q, want %q", issue, line)
+	}
+	screen, err := l.Cloud.LoginScreen(ctx, netip.AddrPortFrom(m.Address, 22), "cloud", l.Key)
+	if err != nil || !strings.Contains(screen, "nodeagent: "+line) {
+		t.Errorf("after a login the screen shows %q, want %q (%v)", screen, line, err)
+	}
+	if journal := output(t, ctx, m, "/usr/bin/journalctl", "-b", "-q", "--no-pager", "-o", "cat", "NODEAGENT_STEP=images"); !strings.Contains(journal, "done: ") {
+		t.Errorf("the journal has of the step images %q", journal)
+	}
+	timeline := output(t, ctx, m, "/usr/bin/nodeagent", "timeline", "--order", "start")
+	t.Logf("nodeagent timeline:\n%s", timeline)
+	for _, part := range []string{"kernel", "kubeadm", "ready"} {
+		if !strings.Contains(timeline, part) {
+			t.Errorf("timeline lacks %q", part)
+		}
+	}
+	const archive, folder = "/root/diag.tar.gz", "/root/diag"
+	t.Log(output(t, ctx, m, "/usr/bin/nodeagent", "diag", "-o", archive))
+	output(t, ctx, m, "/usr/bin/mkdir", folder)
+	output(t, ctx, m, "/usr/bin/tar", "-xzf", archive, "-C", folder)
+	t.Logf("diag: %s", output(t, ctx, m, "/usr/bin/du", "-b", archive))
+	t.Logf("diag holds:\n%s", output(t, ctx, m, "/usr/bin/find", folder, "-type", "f", "-size", "-1"))
+	for _, secret := range []string{params.Token, strings.Split(params.Token, ".")[1], params.CertificateKey} {
+		result, err := m.Agent().Exec(ctx, "/usr/bin/grep", "-rlFe", secret, folder)
+		if err != nil || result.ExitCode != 1 {
+			t.Errorf("diag has a secret of the userdata in\n%s%s (%v)", result.Stdout, result.Stderr, err)
+		}
+	}
+	output(t, ctx, m, "/usr/bin/rm", "-r", archive, folder)
 }
 
 // serverChecks are what the management server asks from outside.
