@@ -206,7 +206,7 @@ func TestFollowIsForPeople(t *testing.T) {
 // Shells are told what -o takes.
 func TestFlagsAreCompleted(t *testing.T) {
 	t.Parallel()
-	for args, want := range map[string]string{"status -o": "text\njson\nyaml\n:4\n", "plan -o": "text\njson\n:4\n", "iso check -o": "text\njson\n:4\n", "status --timeout": ":4\n", "status": ":4\n"} {
+	for args, want := range map[string]string{"status -o": "text\njson\nyaml\n:4\n", "plan -o": "text\njson\n:4\n", "timeline -o": "text\njson\n:4\n", "iso check -o": "text\njson\n:4\n", "status --timeout": ":4\n", "status": ":4\n"} {
 		if code, out, _ := call(t, append(append([]string{"__complete"}, strings.Fields(args)...), "")...); code != 0 || out != want {
 			t.Errorf("%s: exit code %d, %q, want %q", args, code, out, want)
 		}

@@ -37,8 +37,8 @@ nothing. With --svg it draws one file that every browser shows.`,
   nodeagent timeline -o json | jq '.critical'`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return usageError{fmt.Errorf("-o %s: expected text or json", output)}
+			if err := oneOf(output, "text", "json"); err != nil {
+				return err
 			}
 			if order != "time" && order != "start" {
 				return usageError{fmt.Errorf("--order %s: expected time or start", order)}
@@ -67,7 +67,7 @@ nothing. With --svg it draws one file that every browser shows.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "`format`: text or json")
+	outputFlag(cmd, &output, "text", "json")
 	cmd.Flags().StringVar(&order, "order", "time", "`order` of the table: time (longest first) or start")
 	cmd.Flags().StringVar(&svg, "svg", "", "also draw it into this `file`, - for standard output alone")
 	return cmd
