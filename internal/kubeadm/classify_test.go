@@ -143,6 +143,7 @@ var classes = map[string]struct {
 	"join-cluster-info-forbidden":    {fault.ClusterNotJoinable, retryBackOff, "its ConfigMap cluster-info is forbidden"},
 	"join-cluster-config-missing":    {fault.ClusterNotJoinable, retryNever, "the cluster has no ConfigMap kubeadm-config"},
 	"join-kubelet-config-missing":    {fault.ClusterNotJoinable, retryNever, "the cluster has no ConfigMap kubelet-config"},
+	"upgrade-trial-job-slow":         {fault.UpgradeFailed, retryUnchecked, "did not complete in 15s"},
 	"join-name-taken":                {fault.NodeNameTaken, retryNever, "a node node-1 already"},
 }
 
