@@ -267,8 +267,11 @@ func removeDeadNamespaces() error {
 		if !ok || !errors.Is(syscall.Kill(owner, 0), syscall.ESRCH) {
 			continue
 		}
-		// Another process may be at the same: what counts is that it is gone.
-		if err := netns.DeleteNamed(entry.Name()); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.EINVAL) {
+		err := netns.DeleteNamed(entry.Name())
+		switch {
+		case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.EINVAL): // another process was faster
+		case errors.Is(err, unix.EBUSY): // ip-netns(8) has mounted the folder over itself since: out of reach
+		case err != nil:
 			return fmt.Errorf("cannot remove network namespace %s: %w", entry.Name(), err)
 		}
 	}
