@@ -9,7 +9,11 @@ MAINTAINER = nodeagent developers <nodeagent@localhost.invalid>
 
 # Two builds of one commit are the same, bit for bit, wherever and whenever.
 deb docs: export SOURCE_DATE_EPOCH ?= $(shell git -c safe.directory='*' log -1 --format=%ct 2>/dev/null || echo 0)
-GO_BUILD = CGO_ENABLED=0 GOARCH=$(ARCH) go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
+# The cluster's view (internal/fleet) links libdqlite; TAGS=nodqlite leaves it and cgo out.
+export TAGS ?=
+WITH_DQLITE = GOARCH= go run ./packaging/dqlite
+GO_BUILD = $(WITH_DQLITE) $(ARCH) go build -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X main.version=$(VERSION)'
+LIBRARIES = libdqlite libuv1 libsqlite3 liblz4 libxxhash libc6
 
 NFPM        = go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.0
 STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -18,7 +22,7 @@ SUDO        = $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env=HOME,CI,P
 # What the emulated cloud runs and builds with, all of it from Debian.
 PACKAGES = qemu-system-x86 qemu-user qemu-utils mmdebstrap xorriso dnsmasq-base fdisk gdisk parted e2fsprogs xfsprogs btrfs-progs \
 	grub-pc-bin grub-efi-amd64-bin grub-common ovmf iproute2 cloud-guest-utils genisoimage dosfstools mtools \
-	systemd dbus-daemon lintian shellcheck tmux
+	systemd dbus-daemon lintian shellcheck tmux gcc gcc-aarch64-linux-gnu
 
 .DEFAULT_GOAL := help
 .PHONY: help build deb debs docs timeline-screenshot packages lint unit test e2e e2e-arm64 e2e-cluster template bench demo clean
@@ -35,6 +39,8 @@ deb: ## Build the Debian package in dist/ (ARCH=arm64: on any machine)
 	GOARCH= go run -tags docs ./cmd/nodeagent docs $(STAGE)
 	GOARCH= go run ./packaging/changelog $(VERSION) '$(MAINTAINER)' <CHANGELOG.md >$(STAGE)/changelog.Debian
 	GOARCH= go run ./packaging/copyright $(ARCH) ./cmd/nodeagent >$(STAGE)/copyright
+	root=$$($(WITH_DQLITE) $(ARCH)) && mkdir $(STAGE)/libraries && \
+		for name in $(LIBRARIES); do cp $$root/usr/share/doc/$$name-dev/copyright $(STAGE)/libraries/$$name || exit 1; done
 	gzip -9n $(STAGE)/man/* $(STAGE)/changelog.Debian
 	VERSION=$(VERSION) ARCH=$(ARCH) STAGE=$(STAGE) MAINTAINER='$(MAINTAINER)' GOFLAGS= GOARCH= \
 		$(NFPM) package -p deb -f packaging/nfpm.yaml -t $(DEB)
@@ -63,9 +69,12 @@ lint: ## gofmt, go vet, staticcheck
 	go vet -tags vm,guest ./...
 	go vet -tags docs ./cmd/nodeagent
 	$(STATICCHECK) -tags vm,guest ./...
+	$(WITH_DQLITE) $$(go env GOARCH) go vet ./internal/fleet
+	$(WITH_DQLITE) $$(go env GOARCH) $(STATICCHECK) ./internal/fleet
 
 unit: packages ## The tests that need no VM
 	$(SUDO) env "PATH=$$PATH" go test -race -timeout 20m ./...
+	$(SUDO) env "PATH=$$PATH" $(WITH_DQLITE) $$(go env GOARCH) go test -race -timeout 20m ./internal/fleet
 
 test: unit deb ## All tests that need no Kubernetes: unit tests, then VMs
 	template=$$($(SUDO) env "PATH=$$PATH" go run ./test/template/cmd/build-template $(DEB) | sed -n 's/^disk: *//p') && \

@@ -15,7 +15,9 @@ Upstream-Name: nodeagent
 Comment:
  /usr/bin/nodeagent is one static file. Besides nodeagent it holds parts of Go's
  standard library (std) and of the Go modules below, each under its path and
- version; https://proxy.golang.org has the source of each.
+ version; https://proxy.golang.org has the source of each. Of C it holds parts of
+ Debian 13's libdqlite, libuv, SQLite, lz4, xxHash and the GNU C Library, whose
+ notices are in /usr/share/doc/nodeagent/libraries; Debian has the source of each.
 
 Files: *
 Copyright: 2026 nodeagent developers

@@ -20,7 +20,7 @@ type linked struct {
 		Path, Version, Dir string
 		Main               bool
 	}
-	GoFiles, SFiles []string // those that are compiled for the architecture
+	GoFiles, CgoFiles, SFiles []string // those that are compiled for the architecture
 }
 
 // listLinked lists what a program is made of on one architecture, without nodeagent's
@@ -34,7 +34,8 @@ func listLinked(arch, program string) (packages []linked, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot find Go: %w", err)
 	}
-	output, err = goCommand(arch, "list", "-deps", "-buildvcs=false", "-json=Dir,Standard,Module,GoFiles,SFiles", program)
+	output, err = goCommand(arch, "list", "-deps", "-buildvcs=false", "-tags=dqlite,nosqlite3,netgo,osusergo",
+		"-json=Dir,Standard,Module,GoFiles,CgoFiles,SFiles", program)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list what %s links for %s: %w", program, arch, err)
 	}
@@ -57,7 +58,7 @@ func listLinked(arch, program string) (packages []linked, err error) {
 // goCommand runs go as `make deb` does.
 func goCommand(arch string, args ...string) ([]byte, error) {
 	command := exec.Command("go", args...)
-	command.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+arch, "CGO_ENABLED=0")
+	command.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+arch, "CGO_ENABLED=1")
 	var stderr bytes.Buffer
 	command.Stderr = &stderr
 	output, err := command.Output()

@@ -45,7 +45,7 @@ func findWorks(packages []linked) ([]work, error) {
 				break
 			}
 		}
-		for _, name := range slices.Concat(p.GoFiles, p.SFiles) {
+		for _, name := range slices.Concat(p.GoFiles, p.CgoFiles, p.SFiles) {
 			sources[at] = append(sources[at], filepath.Join(p.Dir, name))
 		}
 	}

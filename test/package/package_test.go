@@ -149,8 +149,8 @@ func checkBinary(t *testing.T, b built) {
 			t.Errorf("it tells %s of the repository", setting)
 		}
 	}
-	if settings["-trimpath"] != "true" || settings["CGO_ENABLED"] != "0" {
-		t.Errorf("build settings %v, want -trimpath and no cgo", settings)
+	if settings["-trimpath"] != "true" || settings["CGO_ENABLED"] != "1" {
+		t.Errorf("build settings %v, want -trimpath, and cgo for libdqlite", settings)
 	}
 	for _, module := range info.Deps {
 		if strings.Contains(module.Path, "md2man") {
