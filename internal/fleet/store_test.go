@@ -11,18 +11,7 @@ import (
 	"os"
 	"testing"
 	"time"
-
-	"nodeagent/internal/secret"
 )
-
-func testKeys(t testing.TB) *Keys {
-	t.Helper()
-	keys, err := NewKeys(secret.New("abcdef.0123456789abcdef"), secret.New("00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return keys
-}
 
 // running is a control node in this process.
 type running struct {
@@ -46,7 +35,7 @@ func startStore(t testing.TB, o Options) *running {
 	t.Helper()
 	r := &running{warnings: make(chan string, 1000), done: make(chan struct{})}
 	if o.Keys == nil {
-		o.Keys = testKeys(t)
+		o.Keys = mustKeys(t, token, certificateKey)
 	}
 	if o.Every == 0 {
 		o.Every = 200 * time.Millisecond
@@ -77,7 +66,7 @@ func startStore(t testing.TB, o Options) *running {
 	return r
 }
 
-const eventuallyFor = 25 * time.Second
+const eventuallyFor = 3 * time.Minute
 
 // eventually tries until it works; the deadline is for a broken program only.
 func eventually(t testing.TB, what string, try func(context.Context) error) {
@@ -114,10 +103,7 @@ func testEvents(from, count int) (events []Event) {
 func TestOneMember(t *testing.T) {
 	dir := t.TempDir()
 	address := freeAddress(t, "127.0.0.1")
-	keys, err := NewKeys(secret.New("abcdef.0123456789abcdef"), secret.Text{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	keys := mustKeys(t, token, "")
 	o := Options{Dir: dir, Address: address, Keys: keys}
 	first := startStore(t, o)
 	events := testEvents(0, 20)

@@ -143,7 +143,7 @@ func (v *View) findBlocker(now time.Time) {
 	case row.Phase == "failed":
 		words = append(words, "failed")
 	case row.Silent:
-		words = append(words, fmt.Sprintf("has said nothing for %s", span(now.Sub(row.Seen))))
+		words = append(words, fmt.Sprintf("has said nothing for %s,", span(now.Sub(row.Seen))))
 	}
 	if row.Step != "" {
 		words = append(words, "step "+row.Step)
@@ -154,7 +154,7 @@ func (v *View) findBlocker(now time.Time) {
 	if row.Code != "" {
 		words = append(words, "("+row.Code+")")
 	}
-	v.Why = strings.Join(words, " ")
+	v.Why = strings.TrimSuffix(strings.Join(words, " "), ",")
 	if row.Note != "" {
 		v.Why += ": " + row.Note
 	}
@@ -166,7 +166,7 @@ func (v View) Write(to io.Writer, now time.Time) error {
 	if v.Stale != "" {
 		fmt.Fprintf(&text, "%s", fold(fmt.Sprintf("LAST KNOWN, %s ago: %s", span(now.Sub(v.At)), v.Stale), ""))
 	}
-	fmt.Fprintf(&text, "%-24s %-8s %-9s %-20s %-8s %s\n", "NODE", "ROLE", "PHASE", "STEP", "SINCE", "SEEN")
+	fmt.Fprintf(&text, "%-24s %-8s %-9s %-19s %-7s %s\n", "NODE", "ROLE", "PHASE", "STEP", "SINCE", "SEEN")
 	for _, row := range v.Nodes {
 		since := "-"
 		if row.Since != nil {
@@ -176,8 +176,8 @@ func (v View) Write(to io.Writer, now time.Time) error {
 		if row.Silent {
 			seen += " !"
 		}
-		line := fmt.Sprintf("%-24s %-8s %-9s %-20s %-8s %s", shorten(row.Name, 24), shorten(cmp.Or(row.Role, "-"), 8), shorten(row.Phase, 9),
-			shorten(cmp.Or(row.Step, "-"), 20), since, seen)
+		line := fmt.Sprintf("%-24s %-8s %-9s %-19s %-7s %s", shorten(row.Name, 24), shorten(cmp.Or(row.Role, "-"), 8), shorten(row.Phase, 9),
+			shorten(cmp.Or(row.Step, "-"), 19), since, seen)
 		fmt.Fprintln(&text, strings.TrimRight(line, " "))
 		if row.Code != "" {
 			fmt.Fprintf(&text, "  %s\n", shorten(row.Code, 76))
@@ -219,7 +219,10 @@ func fold(text, indent string) string {
 			line = indent + word
 			continue
 		}
-		line = strings.TrimPrefix(line+" "+word, " ")
+		if line != "" {
+			line += " "
+		}
+		line += word
 	}
 	return lines.String() + line + "\n"
 }
