@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -28,11 +30,11 @@ var migrations = []string{
 		seen INTEGER NOT NULL, clock_offset REAL NOT NULL, state TEXT NOT NULL
 	) WITHOUT ROWID;
 	CREATE TABLE events (
-		id INTEGER PRIMARY KEY, node TEXT NOT NULL, instance TEXT NOT NULL, boot TEXT NOT NULL,
+		id INTEGER NOT NULL, node TEXT NOT NULL, instance TEXT NOT NULL, boot TEXT NOT NULL,
 		seq INTEGER NOT NULL, time INTEGER NOT NULL, step TEXT NOT NULL, status TEXT NOT NULL,
-		note TEXT NOT NULL, code TEXT NOT NULL
-	);
-	CREATE INDEX events_of_node ON events (node, time);
+		note TEXT NOT NULL, code TEXT NOT NULL,
+		PRIMARY KEY (node, boot, id) -- a report changes few pages: all that is changed is sent to all
+	) WITHOUT ROWID;
 	CREATE INDEX events_by_time ON events (time);
 	CREATE TABLE leases (
 		kind TEXT NOT NULL, holder TEXT NOT NULL, grant_id TEXT NOT NULL, renewals INTEGER NOT NULL, ttl INTEGER NOT NULL,
@@ -179,6 +181,8 @@ func (j journal) appendOne(ctx context.Context, conn *sql.Conn, a arrival, k ret
 		}
 	}
 	offset := time.Duration(a.Offset * float64(time.Second))
+	const columns = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+	var values []any
 	for _, e := range a.Events {
 		at := e.Time.Add(offset)
 		if at.Before(a.at.Add(-k.age)) || at.After(a.at.Add(maxSkew)) {
@@ -186,35 +190,45 @@ func (j journal) appendOne(ctx context.Context, conn *sql.Conn, a arrival, k ret
 			continue
 		}
 		ack.Stored++
-		if _, err := conn.ExecContext(ctx, `INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, a.State.Key(e),
-			a.Node, a.Instance, a.Boot, e.Seq, at.UnixMilli(), e.Step, e.Status, e.Note, e.Code); err != nil {
+		values = append(values, a.State.Key(e), a.Node, a.Instance, a.Boot, e.Seq, at.UnixMilli(), e.Step, e.Status, e.Note, e.Code)
+	}
+	for rest := range slices.Chunk(values, 50*10) {
+		statement := `INSERT OR IGNORE INTO events VALUES ` + columns + strings.Repeat(", "+columns, len(rest)/10-1)
+		if _, err := conn.ExecContext(ctx, statement, rest...); err != nil {
 			return err
 		}
 	}
 	if len(a.Events) > 0 {
 		// The node's oldest beyond its share go; most often there are none.
-		_, err = conn.ExecContext(ctx, `DELETE FROM events WHERE id IN (SELECT id FROM events WHERE node = ? ORDER BY time DESC, seq DESC LIMIT -1 OFFSET ?)`,
-			a.Node, k.perNode)
+		_, err = conn.ExecContext(ctx, `DELETE FROM events WHERE node = ? AND (boot, id) IN
+			(SELECT boot, id FROM events WHERE node = ? ORDER BY time DESC, seq DESC LIMIT -1 OFFSET ?)`, a.Node, a.Node, k.perNode)
 	}
 	return err
 }
 
-// seen notes when nodes were last heard that had nothing new to say, and lets go of what
-// is older than it is kept. It may be called at any time by any number of control nodes.
-func (j journal) seen(ctx context.Context, nodes map[string]time.Time, now time.Time, k retention) error {
+// seen notes when nodes were last heard that had nothing new to say.
+func (j journal) seen(ctx context.Context, nodes map[string]time.Time) error {
 	return j.transact(ctx, func(conn *sql.Conn) error {
 		for node, at := range nodes {
 			if _, err := conn.ExecContext(ctx, `UPDATE nodes SET seen = max(seen, ?) WHERE name = ?`, at.UnixMilli(), node); err != nil {
 				return err
 			}
 		}
+		return nil
+	})
+}
+
+// prune lets go of what is older, or more, than is kept.
+func (j journal) prune(ctx context.Context, now time.Time, k retention) error {
+	return j.transact(ctx, func(conn *sql.Conn) error {
 		oldest := now.Add(-k.age).UnixMilli()
 		for _, statement := range []string{`DELETE FROM events WHERE time < ?`, `DELETE FROM nodes WHERE seen < ?`} {
 			if _, err := conn.ExecContext(ctx, statement, oldest); err != nil {
 				return err
 			}
 		}
-		_, err := conn.ExecContext(ctx, `DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY time DESC LIMIT -1 OFFSET ?)`, k.total)
+		_, err := conn.ExecContext(ctx, `DELETE FROM events WHERE (node, boot, id) IN
+			(SELECT node, boot, id FROM events ORDER BY time DESC LIMIT -1 OFFSET ?)`, k.total)
 		return err
 	})
 }

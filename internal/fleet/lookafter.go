@@ -13,6 +13,9 @@ import (
 // goneAfter is how long a voter may be unreachable before another takes its place.
 const goneAfter = 5 * time.Minute
 
+// pruneEvery is in how many rounds the leader lets go of what is old.
+const pruneEvery = 30
+
 // lookAfter sees to the schema, the voters and what is kept, once.
 func (s *Store) lookAfter(ctx context.Context) error {
 	member, journal, err := s.current()
@@ -22,9 +25,6 @@ func (s *Store) lookAfter(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
 	members, err := member.Members(ctx)
-	if err == nil {
-		_, err = journal.migrate(ctx, s.database())
-	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNoQuorum, errors.Join(err, s.restart(ctx)))
 	}
@@ -33,6 +33,12 @@ func (s *Store) lookAfter(ctx context.Context) error {
 		return errors.Join(err, s.restart(ctx))
 	}
 	s.failing = 0
+	if !s.migrated {
+		if _, err := journal.migrate(ctx, s.database()); err != nil {
+			return err
+		}
+		s.migrated = true
+	}
 	s.remember(member, members)
 	leads := slices.ContainsFunc(members, func(m Member) bool { return m.Leader && m.Address == s.o.Address })
 	if leads {
@@ -44,8 +50,13 @@ func (s *Store) lookAfter(ctx context.Context) error {
 	heard := s.heard
 	s.heard = map[string]time.Time{}
 	s.mutex.Unlock()
-	if len(heard) > 0 || leads {
-		if err := journal.seen(ctx, heard, s.o.Now(), keep); err != nil {
+	if len(heard) > 0 {
+		if err := journal.seen(ctx, heard); err != nil {
+			return err
+		}
+	}
+	if s.rounds++; leads && s.rounds%pruneEvery == 1 {
+		if err := journal.prune(ctx, s.o.Now(), keep); err != nil {
 			return err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,8 +28,8 @@ import (
 // and a member that was away gets the whole database, which is small.
 var (
 	snapshots = dqlite.SnapshotParams{Threshold: 128, Trailing: 256}
-	// latency makes heartbeats of 0.6 s and elections of 6 s. Nobody waits for either.
-	latency = 400 * time.Millisecond
+	// latency makes heartbeats of 1.2 s and elections of 12 s. Nobody waits for either.
+	latency = 800 * time.Millisecond
 )
 
 type dqliteMember struct {
@@ -56,7 +57,10 @@ func openMember(o memberOptions) (member, error) {
 		dqlite.WithBindAddress("@"), dqlite.WithDialFunc(m.dialNode), dqlite.WithNetworkLatency(latency),
 		dqlite.WithSnapshotParams(snapshots), dqlite.WithAutoRecovery(false), dqlite.WithDiskMode(false))
 	if err != nil {
-		return nil, fmt.Errorf("cannot open the database in %s: %w", o.dir, err)
+		if text := err.Error(); strings.HasPrefix(text, "failed to set") || strings.HasPrefix(text, "version mismatch") {
+			return nil, fmt.Errorf("cannot open the database in %s: %w", o.dir, err)
+		}
+		return nil, fmt.Errorf("%w in %s: %w", errFiles, o.dir, err)
 	}
 	if err := node.Start(); err != nil {
 		return nil, fmt.Errorf("%w in %s: %w", errFiles, o.dir, err)

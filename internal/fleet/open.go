@@ -85,7 +85,8 @@ func (s *Store) open(ctx context.Context) error {
 		return errors.Join(saved, member.Close())
 	}
 	s.mutex.Lock()
-	s.member, s.journal, s.why, s.failing = member, journal{member.DB()}, nil, 0
+	s.member, s.journal, s.why = member, journal{member.DB()}, nil
+	s.failing, s.migrated = 0, false
 	s.mutex.Unlock()
 	return nil
 }

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -58,7 +60,22 @@ func beNode(text string) error {
 		return err
 	}
 	go store.Run(context.Background())
+	go p.count(store)
 	return server.Serve(context.Background(), listener)
+}
+
+func (p nodeProcess) countFile() string { return filepath.Join(p.Dir, "count") }
+
+// count writes once how many events there are, for a test that asks by removing the file.
+func (p nodeProcess) count(store *Store) {
+	for range time.Tick(500 * time.Millisecond) {
+		if _, err := os.Stat(p.countFile()); err == nil || p.EveryMS == 0 {
+			continue
+		}
+		if events, err := store.Events(context.Background(), ""); err == nil {
+			_ = os.WriteFile(p.countFile(), []byte(strconv.Itoa(len(events))), 0o600)
+		}
+	}
 }
 
 // start runs a control node as a process of its own, in a network namespace where one is

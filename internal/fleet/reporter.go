@@ -164,6 +164,7 @@ func (r *Reporter) ask(ctx context.Context, report *Report, ack *Ack) error {
 			if errors.As(err, &refused) && refused.Code == RefusedClock && try == 0 {
 				// This clock is off, or that one. The times of the control node count.
 				r.offset = refused.Now.Sub(r.Now()).Round(time.Second)
+				r.revision++ // the journal has the offset with the state
 				continue
 			}
 			failures = append(failures, err)

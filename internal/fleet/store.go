@@ -67,6 +67,8 @@ type Store struct {
 	missing  map[uint64]time.Duration // since when voters do not answer
 	heard    map[string]time.Time     // nodes that said nothing new
 	failing  int                      // rounds without a leader
+	rounds   int
+	migrated bool
 
 	asides    int // databases set aside by this process
 	lastAside time.Duration

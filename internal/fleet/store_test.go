@@ -66,7 +66,7 @@ func startStore(t testing.TB, o Options) *running {
 	return r
 }
 
-const eventuallyFor = 3 * time.Minute
+const eventuallyFor = 2 * time.Minute
 
 // eventually tries until it works; the deadline is for a broken program only.
 func eventually(t testing.TB, what string, try func(context.Context) error) {
