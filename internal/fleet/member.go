@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"net"
+	"time"
 )
 
 // role is what a control node is in the database: voters are the quorum.
@@ -55,6 +56,7 @@ type memberOptions struct {
 	id      uint64 // 0 begins a database
 	address string
 	peers   []string
+	latency time.Duration
 	dial    func(ctx context.Context, address string) (net.Conn, error) // to another member
 }
 

@@ -24,13 +24,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The settings of the database. The log of changes is kept short: it is in memory too,
-// and a member that was away gets the whole database, which is small.
-var (
-	snapshots = dqlite.SnapshotParams{Threshold: 128, Trailing: 256}
-	// latency makes heartbeats of 1.2 s and elections of 12 s. Nobody waits for either.
-	latency = 800 * time.Millisecond
-)
+// snapshots keep the log of changes short: it is in memory too, and a member that was away
+// gets the whole database, which is small.
+var snapshots = dqlite.SnapshotParams{Threshold: 128, Trailing: 256}
 
 type dqliteMember struct {
 	node    *dqlite.Node
@@ -54,7 +50,7 @@ func openMember(o memberOptions) (member, error) {
 	}
 	node, err := dqlite.New(id, o.address, o.dir,
 		// An abstract socket, on which libdqlite takes connections of this process alone.
-		dqlite.WithBindAddress("@"), dqlite.WithDialFunc(m.dialNode), dqlite.WithNetworkLatency(latency),
+		dqlite.WithBindAddress("@"), dqlite.WithDialFunc(m.dialNode), dqlite.WithNetworkLatency(o.latency),
 		dqlite.WithSnapshotParams(snapshots), dqlite.WithAutoRecovery(false), dqlite.WithDiskMode(false))
 	if err != nil {
 		if text := err.Error(); strings.HasPrefix(text, "failed to set") || strings.HasPrefix(text, "version mismatch") {

@@ -69,7 +69,7 @@ func (s *Store) open(ctx context.Context) error {
 	if err := s.change(func(i *identity) { i.Starts++ }); err != nil {
 		return err
 	}
-	member, err := openMember(memberOptions{dir: dir, id: s.identity.ID, address: s.o.Address, peers: s.identity.Peers, dial: s.dialPeer})
+	member, err := openMember(memberOptions{dir: dir, id: s.identity.ID, address: s.o.Address, peers: s.identity.Peers, latency: s.o.Latency, dial: s.dialPeer})
 	// It came back, so it did not end the process.
 	saved := s.change(func(i *identity) { i.Starts = 0 })
 	if err != nil {

@@ -50,7 +50,8 @@ func beNode(text string) error {
 		return err
 	}
 	store, err := Open(Options{Dir: p.Dir, Address: p.Address, Keys: keys, Peers: p.Peers, Every: time.Duration(p.EveryMS) * time.Millisecond,
-		Warn: func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }})
+		Latency: time.Duration(p.EveryMS) * time.Millisecond / 5,
+		Warn:    func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }})
 	if err != nil {
 		return err
 	}

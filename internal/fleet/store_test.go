@@ -40,6 +40,7 @@ func startStore(t testing.TB, o Options) *running {
 	if o.Every == 0 {
 		o.Every = 200 * time.Millisecond
 	}
+	o.Latency = 100 * time.Millisecond
 	o.Warn = func(format string, args ...any) {
 		select {
 		case r.warnings <- fmt.Sprintf(format, args...):
