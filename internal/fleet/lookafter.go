@@ -24,12 +24,13 @@ func (s *Store) lookAfter(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
-	members, err := member.Members(ctx)
-	if err != nil {
+	// A member that could not write its disk keeps away from the others until it is started
+	// again. Asking it is quick, also without a quorum.
+	if err := member.Awake(ctx); err != nil {
 		return fmt.Errorf("%w: %w", ErrNoQuorum, errors.Join(err, s.restart(ctx)))
 	}
-	// A member that could not write its disk keeps away from the others until it is started again.
-	if err := member.Awake(ctx); err != nil {
+	members, err := member.Members(ctx)
+	if err != nil {
 		return errors.Join(err, s.restart(ctx))
 	}
 	s.failing = 0
