@@ -93,10 +93,12 @@ func testState(node string, boot string) State {
 	return State{Node: node, Role: "worker", Boot: boot, Instance: "i-" + node, Phase: "running", Steps: []Step{{Name: "join", Status: "running"}}}
 }
 
+// eventsBegin is one time for all calls: an event that is sent again is the same.
+var eventsBegin = time.Now().Add(-time.Hour).Truncate(time.Millisecond).UTC()
+
 func testEvents(from, count int) (events []Event) {
-	begin := time.Now().Add(-time.Hour).Truncate(time.Millisecond).UTC()
 	for i := from; i < from+count; i++ {
-		events = append(events, Event{Seq: i, Time: begin.Add(time.Duration(i) * time.Millisecond), Step: fmt.Sprintf("step-%d", i), Status: "done"})
+		events = append(events, Event{Seq: i, Time: eventsBegin.Add(time.Duration(i) * time.Millisecond), Step: fmt.Sprintf("step-%d", i), Status: "done"})
 	}
 	return events
 }
