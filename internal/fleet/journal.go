@@ -152,6 +152,7 @@ func (j journal) appendOne(ctx context.Context, conn *sql.Conn, a arrival, k ret
 	fresh := known && boot == a.Boot && a.Revision > ack.Revision
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
+		err = nil
 		var count int
 		if err := conn.QueryRowContext(ctx, `SELECT count(*) FROM nodes`).Scan(&count); err != nil {
 			return err

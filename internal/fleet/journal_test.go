@@ -146,6 +146,11 @@ func TestReplay(t *testing.T) {
 	if events, err := s.Events(context.Background(), "w1"); err != nil || len(events) != 6 {
 		t.Errorf("%d events: %v", len(events), err)
 	}
+	// A node that the journal does not know may have nothing to tell but that it lives.
+	quiet := Report{State: testState("w2", "b1"), Revision: 1, Sent: time.Now()}
+	if _, err := s.Append(context.Background(), &quiet); err != nil {
+		t.Error(err)
+	}
 	// Poison is dropped, and the rest kept.
 	odd := report("b2", 3, "done")
 	odd.Events = []Event{{Seq: 1, Step: "s", Status: "done"}, {Seq: 2, Step: "s", Status: "done", Time: time.Now().Add(time.Hour)}}

@@ -123,7 +123,7 @@ func sysroot(arch, triplet string) (string, error) {
 			return err
 		}
 		if !regexp.MustCompile(library).Match(about) {
-			return fmt.Errorf("Debian's %s has another libdqlite than the 1.18 that go-dqlite v3.0.0 is for", suite)
+			return fmt.Errorf("the libdqlite of Debian's %s is not the 1.18 that go-dqlite v3.0.0 is for", suite)
 		}
 		// mmdebstrap leaves it to root alone; who builds may be another user of the cache.
 		return os.Chmod(dir, 0o755)
