@@ -18,10 +18,10 @@ SUDO        = $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env=HOME,CI,P
 # What the emulated cloud runs and builds with, all of it from Debian.
 PACKAGES = qemu-system-x86 qemu-user qemu-utils mmdebstrap xorriso dnsmasq-base fdisk gdisk parted e2fsprogs xfsprogs btrfs-progs \
 	grub-pc-bin grub-efi-amd64-bin grub-common ovmf iproute2 cloud-guest-utils genisoimage dosfstools mtools \
-	systemd dbus-daemon lintian shellcheck tmux
+	systemd dbus-daemon lintian shellcheck tmux gcc
 
 .DEFAULT_GOAL := help
-.PHONY: help build deb debs docs timeline-screenshot packages lint unit test e2e e2e-arm64 e2e-cluster template bench demo clean
+.PHONY: help build deb debs docs timeline-screenshot packages lint unit fleet test e2e e2e-arm64 e2e-cluster template bench demo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -66,6 +66,10 @@ lint: ## gofmt, go vet, staticcheck
 
 unit: packages ## The tests that need no VM
 	$(SUDO) env "PATH=$$PATH" go test -race -timeout 20m ./...
+
+fleet: packages ## The journal of a cluster's nodes, tested with libdqlite linked
+	$(SUDO) env "PATH=$$PATH" go run ./packaging/dqlite $$(go env GOARCH) go vet ./internal/fleet
+	$(SUDO) env "PATH=$$PATH" go run ./packaging/dqlite $$(go env GOARCH) go test -race -timeout 20m ./internal/fleet
 
 test: unit deb ## All tests that need no Kubernetes: unit tests, then VMs
 	template=$$($(SUDO) env "PATH=$$PATH" go run ./test/template/cmd/build-template $(DEB) | sed -n 's/^disk: *//p') && \
