@@ -106,7 +106,25 @@ func tellGettys(h *host.Host) error {
 	return os.Chtimes(path, now, now)
 }
 
+// consoleLimit is how long a console may take: the kernel keeps who closes a serial line
+// that nobody reads for up to 30 s (closing_wait of setserial(8)).
+const consoleLimit = time.Second
+
+// tellConsole writes the lines to the console, or leaves that behind when it hangs.
 func tellConsole(h *host.Host, lines []string) error {
+	written := make(chan error, 1)
+	go func() { written <- writeConsole(h, lines) }()
+	patience := time.NewTimer(consoleLimit)
+	defer patience.Stop()
+	select {
+	case err := <-written:
+		return err
+	case <-patience.C:
+		return fmt.Errorf("cannot write to the console: it did not take it within %s", consoleLimit)
+	}
+}
+
+func writeConsole(h *host.Host, lines []string) error {
 	// Opening a console can block on a stuck serial line: never wait for it.
 	console, err := os.OpenFile(h.Path("/dev/console"), os.O_WRONLY|unix.O_NONBLOCK, 0)
 	if err != nil {

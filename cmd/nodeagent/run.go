@@ -5,7 +5,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -28,6 +31,9 @@ starts this at every boot (nodeagent.service); see "nodeagent status" for what i
 				return err
 			}
 			defer lock.Close()
+			// A log that nobody reads any more must not end the boot; what is asked for does
+			// not, and programs that are run do not inherit it.
+			signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 			log := agent.NewLog()
 			notify := func(message string) {
 				// Outside of systemd there is nobody to tell.

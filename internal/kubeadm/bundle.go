@@ -161,7 +161,9 @@ func findISO(ctx context.Context, h *host.Host, want string, router *routerISO, 
 	case err == nil && bundle == nil:
 		return router.bundle(ctx, want, Kubeadm)
 	case err == nil: // what was fetched meanwhile is not needed
-		err = Forget(h)
+		if err := Forget(h); err != nil {
+			report("%v", err)
+		}
 	}
 	return bundle, err
 }
