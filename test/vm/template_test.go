@@ -17,7 +17,7 @@ import (
 // The template of `make template` that no other test boots (TestVMRoles starts both with
 // an MBR, TestVMRootOnGPT the other one with UEFI), by its own boot loader: the root is grown, containers and cloud-init are
 // off, CloudStack's scripts have run. C3, C35, G3.
-func TestVMTemplates(t *testing.T) {
+func TestMoreTemplates(t *testing.T) {
 	// What cloud-init's units are called.
 	cloudInit := map[string][]string{
 		"bookworm": {"cloud-init-local.service", "cloud-init.service", "cloud-config.service", "cloud-final.service"},
