@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -65,7 +67,13 @@ there already is not overwritten.`,
 				return err
 			}
 			name := cmp.Or(output, d.name()+".tar.gz")
-			size, summary, err := d.writeFile(cmd.Context(), name)
+			ctx := cmd.Context()
+			if !signal.Ignored(syscall.SIGHUP) { // not under nohup(1)
+				var stop context.CancelFunc
+				ctx, stop = signal.NotifyContext(ctx, syscall.SIGHUP)
+				defer stop()
+			}
+			size, summary, err := d.writeFile(ctx, name)
 			if err != nil {
 				return err
 			}
@@ -103,15 +111,22 @@ func (d *diagnosis) name() string {
 
 func (d *diagnosis) write(ctx context.Context, out io.Writer) (diag.Summary, error) {
 	d.progress(1, 1, "what is secret here")
+	defer d.progress(0, 0, "")
+	secrets, missed, err := knownSecrets(ctx, d.host)
+	if err != nil {
+		return diag.Summary{}, err
+	}
 	parts := d.parts()
 	head := fmt.Sprintf("%s on %s, role and state: status.txt", versionText(), d.name())
 	if !d.root {
 		head += "\n" + needsRoot
 	}
-	defer d.progress(0, 0, "")
+	for _, file := range missed {
+		head += "\nNot looked through for secrets: " + file
+	}
 	return diag.Write(ctx, out, parts, diag.Options{
 		Folder: d.name(), Head: head, Made: d.now, Timeout: diagTimeout,
-		Redact:   redact.New(knownSecrets(d.host)).Writer,
+		Redact:   redact.New(secrets).Writer,
 		Progress: func(number int, name string) { d.progress(number, len(parts), name) },
 	})
 }
@@ -119,16 +134,20 @@ func (d *diagnosis) write(ctx context.Context, out io.Writer) (diag.Summary, err
 // writeFile makes the archive, for its owner only. What is at that name already, a
 // symbolic link too, is an error; of a failure nothing is left.
 func (d *diagnosis) writeFile(ctx context.Context, name string) (size int64, summary diag.Summary, err error) {
-	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	part := name + ".part"
+	if _, err := os.Lstat(name); err == nil {
+		return 0, summary, explainWrite(name, os.ErrExist)
+	}
+	file, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return 0, summary, fmt.Errorf("cannot write %s: there is such a file already; name another one with -o", name)
+		return 0, summary, explainWrite(part, err)
 	}
 	if err != nil {
 		return 0, summary, explainWrite(name, err)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(explainWrite(name, err), file.Close(), os.Remove(name))
+			err = errors.Join(explainWrite(name, err), file.Close(), os.Remove(part))
 		}
 	}()
 	buffer := bufio.NewWriter(file)
@@ -142,11 +161,27 @@ func (d *diagnosis) writeFile(ctx context.Context, name string) (size int64, sum
 	if err != nil {
 		return 0, summary, err
 	}
+	if err = moveTo(part, name); err != nil {
+		return 0, summary, err
+	}
 	return info.Size(), summary, file.Close()
+}
+
+// moveTo gives a file its name unless there is one of that name.
+func moveTo(part, name string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, part, unix.AT_FDCWD, name, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // such as on NFS
+		if err = os.Link(part, name); err == nil {
+			err = os.Remove(part)
+		}
+	}
+	return err
 }
 
 func explainWrite(name string, err error) error {
 	switch {
+	case errors.Is(err, os.ErrExist):
+		return fmt.Errorf("cannot write %s: there is such a file already; name another one with -o", name)
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fmt.Errorf("cannot write %s: the disk is full; name a file on another disk with -o, or have it written to your own machine: ssh NODE sudo nodeagent diag -o - >node.tar.gz", name)
 	case errors.Is(err, unix.EROFS):

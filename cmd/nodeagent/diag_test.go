@@ -174,13 +174,13 @@ func TestDiagHoldsNoSecrets(t *testing.T) {
 	}
 	for _, want := range []string{"status.txt", "status.json", "timeline.json", "manifest.txt", "boot-args.txt", "files/var/lib/nodeagent/state.json", "journal/kubelet.txt", "journal/nodeagent.txt", "processes.txt",
 		"files/etc/containerd/config.toml", "files/etc/containerd/certs.d/registry.example/hosts.toml", "files/etc/kubernetes/manifests/etcd.yaml", "files/var/log/cloud-init.log",
-		"files/var/log/nodeagent/kubeadm-init.log", "pods/kube-system_etcd-prod1_0c051/etcd/3.log", "pods/default_x_1/x/0.log", "network/nft.txt", "versions.txt", "files.txt"} {
+		"files/var/log/nodeagent/kubeadm-init.log", "pods/kube-system_etcd-prod1_0c051/etcd/3.log", "network/nft.txt", "versions.txt", "files.txt"} {
 		if files[want] == "" {
 			t.Errorf("it has no %s", want)
 		}
 	}
 	for name := range files {
-		if strings.Contains(name, "admin.conf") || strings.Contains(name, "user-data") {
+		if strings.Contains(name, "admin.conf") || strings.Contains(name, "user-data") || strings.Contains(name, "pods/default_") {
 			t.Errorf("it has %s", name)
 		}
 	}
@@ -239,6 +239,9 @@ func TestDiagFile(t *testing.T) {
 	if _, err := diag(ctx, "-o", "stopped"); !errors.Is(err, context.Canceled) {
 		t.Errorf("stopped: %v", err)
 	}
+	if names, _ := filepath.Glob("*.part"); len(names) > 0 {
+		t.Errorf("left %q", names)
+	}
 	if _, err := os.Lstat("stopped"); err == nil {
 		t.Error("a part of the archive was left")
 	}
@@ -258,5 +261,86 @@ func TestChooseLogs(t *testing.T) {
 	got := chooseLogs(logs)
 	if len(got) != maxPodLogs || got[0].name != "failing" || got[1].name != "fine99" {
 		t.Errorf("%d logs, first %v", len(got), got[:2])
+	}
+}
+
+// On a router the log of CloudStack's scripts stays; of cloud-init's files only those
+// without userdata come; a FIFO holds nothing up, and the secrets of VPNs are known.
+func TestDiagLeavesOut(t *testing.T) {
+	t.Parallel()
+	m := hosttest.New(t)
+	m.Write("/var/cache/cloud/cmdline", "type=router name=r-1-VM")
+	m.Write("/var/log/cloud.log", "Adding vpn user bob * Vpngeheim1 *\n")
+	m.Write("/etc/ppp/chap-secrets", "# x\nbob * Vpngeheim1 *\n")
+	m.Write("/etc/ipsec.d/a.secrets", ": PSK \"Pskgeheim1\"\n")
+	m.Write("/var/log/cloud-init.log", "bob Vpngeheim1 Pskgeheim1\n")
+	m.Write("/run/cloud-init/instance-data.json", `{"userdata": "Vpngeheim2"}`)
+	m.Write("/run/cloud-init/instance-data-sensitive.json", "{}")
+	m.Write("/run/cloud-init/combined-cloud-config.json", "{}")
+	m.Write("/run/cloud-init/status.json", "{}")
+	m.Write("/etc/cni/net.d/calico-kubeconfig", "x")
+	m.Write("/etc/cni/net.d/10-calico.conflist", "x")
+	m.Write("/home/cloud/.kube/x", "")
+	m.Write("/var/log/pods/kube-system_a_1/a/0.log", "x")
+	if err := errors.Join(syscall.Mkfifo(m.Path("/home/cloud/.kube/config"), 0o600), os.Symlink("0.log", m.Path("/var/log/pods/kube-system_a_1/a/1.log"))); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	cmd := diagCommand(m.Host())
+	cmd.SetArgs([]string{"-o", "-"})
+	cmd.SetOut(&out)
+	cmd.SetErr(io.Discard)
+	if err := cmd.ExecuteContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	files := unpackDiag(t, &out)
+	for _, name := range []string{"files/var/log/cloud.log", "files/run/cloud-init/instance-data.json", "files/run/cloud-init/instance-data-sensitive.json",
+		"files/run/cloud-init/combined-cloud-config.json", "files/etc/cni/net.d/calico-kubeconfig", "pods/kube-system_a_1/a/1.log"} {
+		if files[name] != "" {
+			t.Errorf("it has %s", name)
+		}
+	}
+	for _, name := range []string{"files/run/cloud-init/status.json", "files/etc/cni/net.d/10-calico.conflist", "pods/kube-system_a_1/a/0.log"} {
+		if files[name] == "" {
+			t.Errorf("it has no %s", name)
+		}
+	}
+	if got := files["files/var/log/cloud-init.log"]; got != "bob [redacted] [redacted]\n" {
+		t.Errorf("a log holds %q", got)
+	}
+	for _, want := range []string{"Not looked through for secrets: /home/cloud/.kube/config: ", `on a machine of type "router"`} {
+		if !strings.Contains(files["manifest.txt"], want) {
+			t.Errorf("the manifest does not say %q:\n%s", want, files["manifest.txt"])
+		}
+	}
+	d := &diagnosis{host: m.Host()}
+	if err := errors.Join(os.Symlink("../../../../cloud.log", m.Path("/var/log/pods/kube-system_a_1/a/2.log")), nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"1.log", "2.log"} {
+		if err := d.copyPodLog(t.Context(), "/var/log/pods/kube-system_a_1/a/"+name, io.Discard); err == nil {
+			t.Errorf("%s: a link was followed", name)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := knownSecrets(ctx, m.Host()); !errors.Is(err, context.Canceled) {
+		t.Errorf("stopped: %v", err)
+	}
+}
+
+// Until it is whole the file has another name, and it replaces none.
+func TestMoveTo(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	part, name := filepath.Join(dir, "a.part"), filepath.Join(dir, "a")
+	if err := errors.Join(os.WriteFile(part, []byte("new"), 0o600), os.WriteFile(name, []byte("old"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := moveTo(part, name); !errors.Is(err, os.ErrExist) {
+		t.Errorf("replaced: %v", err)
+	}
+	if err := errors.Join(os.Remove(name), moveTo(part, name)); err != nil {
+		t.Error(err)
 	}
 }

@@ -86,9 +86,12 @@ func (d *diagnosis) parts() []diag.Part {
 		d.journal("boot-before", 1000, "--boot=-1", "--priority=warning"),
 		d.command("dmesg.txt", "dmesg", "--ctime"),
 	)
-	for _, name := range []string{"/var/log/cloud-init.log", "/var/log/cloud-init-output.log", "/run/cloud-init/*.json", "/run/cloud-init/ds-identify.log", "/var/lib/cloud/data/*.json", "/var/log/cloud.log"} {
-		parts = append(parts, d.files(name, "cloud-init's or CloudStack's", 0)...)
+	for _, name := range []string{"/var/log/cloud-init.log", "/var/log/cloud-init-output.log", "/run/cloud-init/status.json", "/run/cloud-init/result.json", "/run/cloud-init/network-config.json",
+		"/run/cloud-init/ds-identify.log", "/var/lib/cloud/data/status.json", "/var/lib/cloud/data/result.json"} {
+		parts = append(parts, d.files(name, "cloud-init's", 0)...)
 	}
+	parts = append(parts, d.instanceData()...)
+	parts = append(parts, d.cloudLog()...)
 
 	parts = append(parts,
 		diag.Part{Name: "containers.txt", What: "containers, as containerd has them", Collect: func(ctx context.Context, w io.Writer) error {
@@ -134,6 +137,9 @@ func (d *diagnosis) files(pattern, what string, limit int) (parts []diag.Part) {
 	}
 	for _, name := range names[:min(len(names), maxMatches)] {
 		name = strings.TrimPrefix(name, d.host.Root)
+		if strings.Contains(strings.ToLower(path.Base(name)), "kubeconfig") { // a CNI plugin's
+			continue
+		}
 		parts = append(parts, diag.Part{Name: "files" + name, What: what, Limit: limit, Collect: func(ctx context.Context, w io.Writer) error {
 			return d.copyFile(ctx, name, w)
 		}})
@@ -147,19 +153,37 @@ const maxRead = 16 << 20
 
 // copyFile writes the end of a regular file, from the beginning of a line.
 func (d *diagnosis) copyFile(ctx context.Context, name string, w io.Writer) error {
-	// A FIFO in its place must not be waited for.
-	file, err := os.OpenFile(d.host.Path(name), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	file, info, err := openRegular(d.host, name)
 	if err != nil {
 		return err
 	}
-	defer file.Close()
+	return copyEnd(ctx, file, info, w)
+}
+
+// openRegular opens a file that is none to wait for, such as a FIFO.
+func openRegular(h *host.Host, name string) (*os.File, fs.FileInfo, error) {
+	return regular(os.OpenFile(h.Path(name), os.O_RDONLY|unix.O_NONBLOCK, 0))
+}
+
+// regular returns what is known of an open file, which it closes where it is no regular
+// one.
+func regular(file *os.File, err error) (*os.File, fs.FileInfo, error) {
+	if err != nil {
+		return nil, nil, err
+	}
 	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file", file.Name())
+	}
 	if err != nil {
-		return err
+		return nil, nil, errors.Join(err, file.Close())
 	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is no regular file", name)
-	}
+	return file, info, nil
+}
+
+// copyEnd writes the end of an open file, which it closes.
+func copyEnd(ctx context.Context, file *os.File, info fs.FileInfo, w io.Writer) error {
+	defer file.Close()
 	if over := info.Size() - maxRead; over > 0 {
 		if _, err := file.Seek(over, io.SeekStart); err != nil {
 			return err
@@ -169,8 +193,43 @@ func (d *diagnosis) copyFile(ctx context.Context, name string, w io.Writer) erro
 	stop := context.AfterFunc(ctx, func() { file.Close() })
 	defer stop()
 	// A log may grow while it is read.
-	_, err = io.Copy(w, io.LimitReader(file, maxRead))
+	_, err := io.Copy(w, io.LimitReader(file, maxRead))
 	return err
+}
+
+// instanceData is what cloud-init knows of its instance, once it has struck the userdata
+// out of it, which old versions do not (cloud-init, docs/instance-data).
+func (d *diagnosis) instanceData() []diag.Part {
+	parts := d.files("/run/cloud-init/instance-data.json", "cloud-init's", 0)
+	for i, part := range parts {
+		parts[i].Collect = func(ctx context.Context, w io.Writer) error {
+			var text bytes.Buffer
+			if err := part.Collect(ctx, &text); err != nil {
+				return err
+			}
+			if !bytes.Contains(text.Bytes(), []byte("redacted for non-root user")) {
+				return errors.New("cloud-init has struck nothing out of it: it may hold userdata")
+			}
+			_, err := text.WriteTo(w)
+			return err
+		}
+	}
+	return parts
+}
+
+// cloudLog is the log of CloudStack's scripts. On a router they write the passwords and
+// keys of its VPNs into it.
+func (d *diagnosis) cloudLog() []diag.Part {
+	parts := d.files("/var/log/cloud.log", "CloudStack's", 0)
+	text, err := d.host.ReadFile(userdata.CmdlineFile)
+	if role := userdata.ParseBootArgs(string(text)).Type(); err != nil || role != "cksnode" {
+		for i := range parts {
+			parts[i].Collect = func(context.Context, io.Writer) error {
+				return fmt.Errorf("CloudStack's scripts write secrets into it on a machine of type %q", role)
+			}
+		}
+	}
+	return parts
 }
 
 // fromNextLine leaves out what comes before the first end of a line.
@@ -304,6 +363,9 @@ func (d *diagnosis) podLogs() (parts []diag.Part) {
 	}
 	var logs []podLog
 	for _, name := range names {
+		if !systemPod(strings.TrimPrefix(name, d.host.Path("/var/log/pods"))) {
+			continue
+		}
 		match := podLogName.FindStringSubmatch(name)
 		info, err := os.Lstat(name)
 		if match == nil || err != nil || !info.Mode().IsRegular() {
@@ -317,10 +379,30 @@ func (d *diagnosis) podLogs() (parts []diag.Part) {
 	}
 	for _, log := range chooseLogs(logs) {
 		parts = append(parts, diag.Part{Name: "pods" + strings.TrimPrefix(log.name, "/var/log/pods"), What: fmt.Sprintf("end of a container's log, started %d times before", log.restarts), Limit: podLogBytes,
-			Collect: func(ctx context.Context, w io.Writer) error { return d.copyFile(ctx, log.name, w) }})
+			Collect: func(ctx context.Context, w io.Writer) error { return d.copyPodLog(ctx, log.name, w) }})
 	}
 	return parts
 }
+
+// copyPodLog follows no link out of the folder of the logs, nor from one log to another.
+func (d *diagnosis) copyPodLog(ctx context.Context, name string, w io.Writer) error {
+	root, err := os.OpenRoot(d.host.Path("/var/log/pods"))
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	file, info, err := regular(root.OpenFile(strings.TrimPrefix(name, "/var/log/pods/"), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0))
+	if err != nil {
+		return err
+	}
+	return copyEnd(ctx, file, info, w)
+}
+
+var systemNamespace = regexp.MustCompile(`^/?(kube-system|kubernetes-dashboard|kube-flannel|calico-[a-z0-9-]+|tigera-[a-z0-9-]+|(cilium|csi|cloudstack)[a-z0-9-]*)_`)
+
+// systemPod says that a log below /var/log/pods is of the cluster itself: what the
+// cluster's users run may log anything.
+func systemPod(name string) bool { return systemNamespace.MatchString(name) }
 
 // chooseLogs sorts logs by how much they are likely to tell and cuts them to maxPodLogs.
 func chooseLogs(logs []podLog) []podLog {

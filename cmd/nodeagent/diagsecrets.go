@@ -3,11 +3,18 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"nodeagent/internal/host"
@@ -69,24 +76,83 @@ func secretFiles() []string {
 		"/var/lib/cloud/seed/*/user-data", "/var/lib/cloud/seed/*/vendor-data", "/var/lib/cloud/instances/*/user-data.txt", "/var/lib/cloud/instances/*/cloud-config.txt",
 		"/run/nodeagent/kubeadm.yaml", "/etc/nodeagent/nodeagent.yaml", "/etc/nodeagent/roles.d/*",
 		"/etc/containerd/config.toml", "/etc/containerd/conf.d/*", "/etc/containerd/certs.d/*/hosts.toml", "/etc/docker/daemon.json", "/root/.docker/config.json", "/var/lib/kubelet/config.json",
-		"/etc/kubernetes/*.conf", "/etc/kubernetes/encryption*.yaml", "/home/cloud/.kube/config", "/root/.kube/config",
+		"/etc/kubernetes/*.conf", "/etc/kubernetes/encryption*.yaml", "/home/cloud/.kube/config", "/root/.kube/config", "/etc/cni/net.d/*kubeconfig*",
+		"/run/cloud-init/combined-cloud-config.json", "/etc/ppp/chap-secrets", "/etc/ipsec.secrets", "/etc/ipsec.d/*.secrets",
 	}
 }
 
-// knownSecrets returns the secrets that can be found on this machine.
-func knownSecrets(h *host.Host) []string {
-	var secrets []string
+// chapSecrets returns the third fields of a file: user, server, secret (pppd(8)).
+func chapSecrets(text string) (secrets []string) {
+	for line := range strings.Lines(text) {
+		if fields := strings.Fields(line); len(fields) > 2 && !strings.HasPrefix(fields[0], "#") {
+			secrets = append(secrets, strings.Trim(fields[2], `"'`))
+		}
+	}
+	return secrets
+}
+
+// secretsTimeout bounds the look for what is secret.
+const secretsTimeout = 30 * time.Second
+
+// knownSecrets returns the secrets that can be found on this machine, and which files
+// could not be looked through. An error is that it took too long.
+func knownSecrets(ctx context.Context, h *host.Host) (secrets, missed []string, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, secretsTimeout, fmt.Errorf("cannot tell what is secret on this machine: a file could not be read within %s; nothing was written", secretsTimeout))
+	defer cancel()
+	type found struct{ secrets, missed []string }
+	done := make(chan found, 1)
+	go func() { // a file may be on a disk that does not answer
+		secrets, missed := readSecrets(ctx, h)
+		done <- found{secrets, missed}
+	}()
+	select {
+	case f := <-done:
+		secrets, missed = f.secrets, f.missed
+	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
+	return secrets, missed, nil
+}
+
+// readSecrets is knownSecrets until ctx ends.
+func readSecrets(ctx context.Context, h *host.Host) (secrets, missed []string) {
 	for _, pattern := range secretFiles() {
 		names, err := filepath.Glob(h.Path(pattern))
 		if err != nil {
 			continue
 		}
 		for _, name := range names[:min(len(names), maxMatches)] {
-			if text, err := h.ReadFile(strings.TrimPrefix(name, h.Root)); err == nil {
-				secrets = append(secrets, secretsIn(string(text))...)
+			if ctx.Err() != nil {
+				return nil, nil
+			}
+			name = strings.TrimPrefix(name, h.Root)
+			text, err := readBounded(h, name)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				missed = append(missed, fmt.Sprintf("%s: %v", name, err))
+			}
+			secrets = append(secrets, secretsIn(text)...)
+			if path.Base(name) == "chap-secrets" {
+				secrets = append(secrets, chapSecrets(text)...)
 			}
 		}
 	}
 	slices.Sort(secrets)
-	return slices.Compact(secrets)
+	return slices.Compact(secrets), missed
+}
+
+// readBounded returns the first bytes of a regular file, also when there are more, which
+// is an error.
+func readBounded(h *host.Host, name string) (string, error) {
+	file, info, err := openRegular(h, name)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, host.MaxFile))
+	if err == nil && info.Size() > host.MaxFile {
+		err = fmt.Errorf("larger than %d bytes", host.MaxFile)
+	}
+	return string(text), err
 }

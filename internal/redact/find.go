@@ -15,7 +15,7 @@ func ByForm(text string) string {
 	r := reader{rules: New(nil)}
 	for line := range strings.Lines(text) {
 		whole := strings.TrimRight(line, "\n")
-		out.WriteString(cutOut(whole, append(r.privateKey(whole), byForm(whole)...)) + line[len(whole):])
+		out.WriteString(cutOut(whole, slices.Concat(r.privateKey(whole), r.certificateKey(whole), byForm(whole))) + line[len(whole):])
 	}
 	return out.String()
 }

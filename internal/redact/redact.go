@@ -117,6 +117,10 @@ type reader struct {
 	encoded bool               // the line before ended with base64
 	block   int                // the column of a secret key whose value goes on in deeper lines, plus one
 	data    int                // the column of the key data, plus one
+	env     int                // the column of the secret name of a pod's variable, plus one
+	hex     int                // how many lines may still have a certificate key
+	open    int                // how many brackets of a secret list are open
+	left    int                // how many lines that list may still have
 	found   func(value string) // told the values of secret keys, or nil
 }
 
@@ -126,7 +130,11 @@ func (r *reader) strike(line string) string {
 	spans = append(spans, r.privateKey(line)...)
 	spans = append(spans, r.yaml(line)...)
 	spans = append(spans, r.base64(line)...)
+	spans = append(spans, r.list(line)...)
 	spans = append(spans, r.keyed(line)...)
+	spans = append(spans, r.variables(line)...)
+	spans = append(spans, r.psk(line)...)
+	spans = append(spans, r.certificateKey(line)...)
 	return cutOut(line, append(spans, byForm(line)...))
 }
 

@@ -56,6 +56,21 @@ func TestByForm(t *testing.T) {
 		{"wrapped base64 in a log", "Nov 1 n1 x[1]: " + key + "\nNov 1 n1 x[1]: dGFpbA==\nNov 1 n1 x[1]: over", "Nov 1 n1 x[1]: [redacted]\nNov 1 n1 x[1]: [redacted]\nNov 1 n1 x[1]: over"},
 		{"what stays", "I1120 kubelet: pulled sha256:" + certKey + " for pod kube-system/kube-controller-manager-n1 at /var/lib/kubelet/pods/2f1b8c8e-0000-4000-8000-00000000c051/volumes",
 			"I1120 kubelet: pulled sha256:" + certKey + " for pod kube-system/kube-controller-manager-n1 at /var/lib/kubelet/pods/2f1b8c8e-0000-4000-8000-00000000c051/volumes"},
+		{"VPN of a router", `got {'preshared_key': 'hunter2', psk: hunter2` + "\n" + `1.2.3.4 : PSK "hunter 2" # x` + "\nPSK=hunter2 PSK 0sabc PSK is set",
+			`got {'preshared_key': [redacted], psk: [redacted]` + "\n" + `1.2.3.4 : PSK [redacted] # x` + "\nPSK=[redacted] PSK [redacted] PSK is set"},
+		{"variable of a pod as Go prints it", "Env:[]EnvVar{EnvVar{Name:DB_URL,Value:a, b,ValueFrom:nil,},EnvVar{Name:E,Value:,ValueFrom:nil,},EnvVar{Name:X,Value:hunter2",
+			"Env:[]EnvVar{EnvVar{Name:DB_URL,Value:[redacted],ValueFrom:nil,},EnvVar{Name:E,Value:,ValueFrom:nil,},EnvVar{Name:X,Value:[redacted]"},
+		{"variable of a pod", "env:\n- name: X_PASSWORD\n  value: hunter2\n- name: LEVEL\n  value: debug\n", "env:\n- name: X_PASSWORD\n  value: [redacted]\n- name: LEVEL\n  value: debug\n"},
+		{"variable of a pod in a line", "env: [{name: X_PASSWORD, value: hunter 2}, {name: LEVEL, value: debug}]", "env: [{name: X_PASSWORD, value: [redacted]}, {name: LEVEL, value: debug}]"},
+		{"variable of a pod as JSON", `[{"name":"X_PASSWORD","value":"hunter2"},{"name":"LEVEL","value":"debug"}]`, `[{"name":"X_PASSWORD","value":[redacted]},{"name":"LEVEL","value":"debug"}]`},
+		{"variable of a pod as JSON in lines", "{\n  \"name\": \"X_PASSWORD\",\n  \"value\": \"hunter2\"\n}", "{\n  \"name\": \"X_PASSWORD\",\n  \"value\": [redacted]\n}"},
+		{"certificate key of kubeadm", "[upload-certs] Using certificate key:\n" + certKey + "\nx\nimage " + certKey, "[upload-certs] Using certificate key:\n[redacted]\nx\nimage " + certKey},
+		{"list", `X-Token = ["a1b2", "c3d4"]` + "\nn = 1", "X-Token = [redacted]\nn = 1"},
+		{"list in lines", "X-Token = [\n  \"a1b2\",\n  \"c]d4\",\n]\nn = 1", "X-Token = [redacted]\n  [redacted]\n  [redacted]\n[redacted]\nn = 1"},
+		{"no list", `{"tokens":[],"n":1} password: [redacted] n=1`, `{"tokens":[],"n":1} password: [redacted] n=1`},
+		{"Secret as JSON in lines", "{\n  \"data\": {\n    \"user\": \"YWRtaW4=\",\n    \"pin\": \"MTIz\"\n  },\n  \"type\": \"Opaque\"\n}", "{\n  \"data\": {\n    \"user\": [redacted]\n    \"pin\": [redacted]\n  },\n  \"type\": \"Opaque\"\n}"},
+		{"token in a URL", "https://a1b2c3@git.example/x", "https://[redacted]@git.example/x"},
+		{"Vault", "secret_id=a1b2 role_id=c3", "secret_id=[redacted] role_id=c3"},
 		{"no values", "token: \"\"\nautomountServiceAccountToken: false\n--tls-private-key-file=/etc/kubernetes/pki/apiserver.key --client-key=/etc/x.key",
 			"token: \"\"\nautomountServiceAccountToken: false\n--tls-private-key-file=/etc/kubernetes/pki/apiserver.key --client-key=/etc/x.key"},
 	} {
@@ -102,6 +117,9 @@ func TestKnown(t *testing.T) {
 func TestFind(t *testing.T) {
 	t.Parallel()
 	got := redact.Find("[plugins.auth]\nusername = \"bob\"\npassword = \"hunter 2\"\ntoken: abc123\nbootargs vmpassword=xyz vncport=5900\n--certificate-key \"" + certKey + "\"\npassphrase: 'it''s'\n")
+	if got := redact.Find("X-Token = [\"a1b2\",\n \"c3d4\"]\n: PSK \"hunter2\"\n"); !slices.Contains(got, "a1b2") || !slices.Contains(got, "c3d4") || !slices.Contains(got, "hunter2") {
+		t.Errorf("found %q", got)
+	}
 	if want := []string{"abc123", certKey, "hunter 2", "it", "it''s", "it's", "xyz"}; !slices.Equal(got, want) {
 		t.Errorf("found %q, want %q", got, want)
 	}
@@ -132,7 +150,7 @@ func TestStream(t *testing.T) {
 // A line that is nothing but keys takes no time to speak of, and loses its end at most.
 func TestHostileLine(t *testing.T) {
 	t.Parallel()
-	for _, piece := range []string{`token="`, "--token ", `"data":{`, "-----BEGIN PRIVATE KEY----- ", "a=", "eyJ.", "://a:b@"} {
+	for _, piece := range []string{`token="`, "--token ", `"data":{`, "-----BEGIN PRIVATE KEY----- ", "a=", "eyJ.", "://a:b@", "token=[", "PSK \"", "EnvVar{Name:a,Value:", "name: token, value: "} {
 		line := "first " + strings.Repeat(piece, 60_000/len(piece)) + "hunter22\n" + "next"
 		if got := redact.New([]string{"hunter22"}).String(line); !strings.HasPrefix(got, "first") || strings.Contains(got, "hunter22") || !strings.Contains(got, "\n") {
 			t.Errorf("%q: %.100q", piece, got)

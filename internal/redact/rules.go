@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"nodeagent/internal/secret"
 )
 
 // pattern is a regular expression that is compiled when it is first used.
@@ -116,6 +118,9 @@ func (r *reader) yaml(line string) (spans []span) {
 	if r.data > 0 && !empty && column < r.data {
 		r.data = 0
 	}
+	if r.env > 0 && !empty && column+1 < r.env && !strings.HasPrefix(text, "- ") {
+		r.env = 0
+	}
 	if !strings.Contains(text, ":") {
 		return spans
 	}
@@ -128,15 +133,20 @@ func (r *reader) yaml(line string) (spans []span) {
 	if at[6] >= 0 {
 		value = strings.TrimSpace(line[at[6]:at[7]])
 	}
-	bare := strings.Trim(value, `"'`)
+	bare := strings.Trim(strings.TrimSuffix(value, ","), `"'`)
 	switch {
+	case key == "name":
+		r.env = 0
+		if isSecret(strings.TrimRight(bare, `"'`), "=") {
+			r.env = column + 1
+		}
 	case r.data > 0 && dataValue().MatchString(bare) && len(bare)%4 == 0:
 		spans = append(spans, span{at[6], len(line)})
-	case key == "data" && value == "":
+	case key == "data" && (value == "" || value == "{"):
 		r.data = column + 1
-	case key == "stringData" && value == "":
+	case key == "stringData" && (value == "" || value == "{"):
 		r.block = column + 1
-	case isSecret(key, ":"):
+	case isSecret(key, ":") || key == "value" && r.env == column+1:
 		// A scalar may go on in the lines below.
 		r.block = column + 1
 		if value != "" && !isWord(value) {
@@ -186,8 +196,11 @@ func (r *reader) keyed(line string) (spans []span) {
 			return append(spans, span{at, len(line)})
 		}
 		s := valueAt(line, from)
-		if isHeader(key) {
+		switch {
+		case isHeader(key):
 			s = span{from, len(line)}
+		case isList(line[s.from:s.to]):
+			r.openList(line[s.from:s.to])
 		}
 		spans = r.addValue(spans, line, s)
 	}
@@ -269,7 +282,7 @@ func (r *reader) addValue(spans []span, line string, s span) []span {
 }
 
 // valueAt is the value that begins at a place: to the quote that ends it, or the next
-// white space.
+// white space; of a list or an object to the end of the line.
 func valueAt(line string, at int) span {
 	rest := line[at:]
 	slashes := len(rest) - len(strings.TrimLeft(rest, `\`))
@@ -290,6 +303,14 @@ func valueAt(line string, at int) span {
 		}
 		return span{at, len(line)}
 	}
+	for _, nothing := range []string{"[]", "{}", secret.Redacted} {
+		if strings.HasPrefix(rest, nothing) {
+			return span{at, at + len(nothing)}
+		}
+	}
+	if isList(rest) {
+		return span{at, len(line)}
+	}
 	if end := strings.IndexAny(rest, " \t\r"); end >= 0 {
 		return span{at, at + end}
 	}
@@ -304,7 +325,7 @@ func mayHaveSecretKey(line string) bool {
 		default:
 			continue
 		}
-		for _, word := range []string{"pas", "pwd", "secret", "token", "key", "auth", "cred", "cookie", "user", "cert"} {
+		for _, word := range []string{"pas", "pwd", "psk", "secret", "token", "key", "auth", "cred", "cookie", "user", "cert"} {
 			if len(line)-i >= len(word) && strings.EqualFold(line[i:i+len(word)], word) {
 				return true
 			}
@@ -319,6 +340,9 @@ var plain = strings.NewReplacer("-", "", "_", "", ".", "")
 // with =, more keys are (internal/userdata has the list).
 func isSecret(key, sign string) bool {
 	key = strings.TrimSuffix(plain.Replace(strings.ToLower(key)), "s")
+	if strings.HasSuffix(key, "secretid") || strings.HasSuffix(key, "psk") {
+		return true // Vault's, IPsec's
+	}
 	for _, end := range []string{"hash", "hashe", "ttl", "name", "file", "path", "dir", "ref", "type", "url", "id", "count", "expiration", "second", "version", "clas", "cidr"} {
 		if strings.HasSuffix(key, end) {
 			return false
@@ -329,7 +353,7 @@ func isSecret(key, sign string) bool {
 		return true
 	}
 	for _, part := range []string{"passw", "passphrase", "passcode", "secret", "token", "credential", "privatekey", "certificatekey", "apikey", "accesskey",
-		"keydata", "encryptionkey", "authkey"} {
+		"keydata", "encryptionkey", "authkey", "presharedkey"} {
 		if strings.Contains(key, part) {
 			return true
 		}
@@ -356,8 +380,10 @@ var somePath = pattern(`^/(etc|var|run|opt|home|usr|tmp|root|dev|proc|sys)/`)
 func isPath(value string) bool { return strings.HasPrefix(value, "/") && somePath().MatchString(value) }
 
 var (
-	jwt         = pattern(`eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?`)
-	bearer      = pattern(`(?i)\b(?:bearer|basic|negotiate)\s+([A-Za-z0-9+/=._~-]{8,})`)
+	jwt    = pattern(`eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?`)
+	bearer = pattern(`(?i)\b(?:bearer|basic|negotiate)\s+([A-Za-z0-9+/=._~-]{8,})`)
+	// A token in the place of the user: https://TOKEN@host.
+	urlUser     = pattern(`(?i)\bhttps?://([^/\s:@"'?#]{4,}):?@`)
 	urlPassword = pattern(`[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@"']*:([^/\s"']+)@`)
 	cryptHash   = pattern(`\$(?:1|2[abxy]?|5|6|7|y|gy|md5|sha1)\$[./A-Za-z0-9=$,]{8,}`)
 )
@@ -378,6 +404,7 @@ func byForm(line string) (spans []span) {
 	}
 	if strings.Contains(line, "://") && strings.Contains(line, "@") {
 		find(urlPassword, 1)
+		find(urlUser, 1)
 	}
 	if strings.Contains(line, "$") {
 		find(cryptHash, 0)
