@@ -314,13 +314,11 @@ func TestDiagLeavesOut(t *testing.T) {
 		}
 	}
 	d := &diagnosis{host: m.Host()}
-	if err := errors.Join(os.Symlink("../../../../cloud.log", m.Path("/var/log/pods/kube-system_a_1/a/2.log")), nil); err != nil {
+	if err := os.Symlink("../../../cloud.log", m.Path("/var/log/pods/kube-system_a_1/a/2.log")); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"1.log", "2.log"} {
-		if err := d.copyPodLog(t.Context(), "/var/log/pods/kube-system_a_1/a/"+name, io.Discard); err == nil {
-			t.Errorf("%s: a link was followed", name)
-		}
+	if err := d.copyPodLog(t.Context(), "/var/log/pods/kube-system_a_1/a/2.log", io.Discard); err == nil {
+		t.Error("a link out of the logs' folder was followed")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -384,25 +384,27 @@ func (d *diagnosis) podLogs() (parts []diag.Part) {
 	return parts
 }
 
-// copyPodLog follows no link out of the folder of the logs, nor from one log to another.
+// copyPodLog follows no link out of the folder of the logs.
 func (d *diagnosis) copyPodLog(ctx context.Context, name string, w io.Writer) error {
 	root, err := os.OpenRoot(d.host.Path("/var/log/pods"))
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	file, info, err := regular(root.OpenFile(strings.TrimPrefix(name, "/var/log/pods/"), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0))
+	file, info, err := regular(root.OpenFile(strings.TrimPrefix(name, "/var/log/pods/"), os.O_RDONLY|unix.O_NONBLOCK, 0))
 	if err != nil {
 		return err
 	}
 	return copyEnd(ctx, file, info, w)
 }
 
-var systemNamespace = regexp.MustCompile(`^/?(kube-system|kubernetes-dashboard|kube-flannel|calico-[a-z0-9-]+|tigera-[a-z0-9-]+|(cilium|csi|cloudstack)[a-z0-9-]*)_`)
+var systemNamespace = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^/?(kube-system|kubernetes-dashboard|kube-flannel|calico-[a-z0-9-]+|tigera-[a-z0-9-]+|(cilium|csi|cloudstack)[a-z0-9-]*)_`)
+})
 
 // systemPod says that a log below /var/log/pods is of the cluster itself: what the
 // cluster's users run may log anything.
-func systemPod(name string) bool { return systemNamespace.MatchString(name) }
+func systemPod(name string) bool { return systemNamespace().MatchString(name) }
 
 // chooseLogs sorts logs by how much they are likely to tell and cuts them to maxPodLogs.
 func chooseLogs(logs []podLog) []podLog {
