@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,7 +71,7 @@ func checkGates(ctx context.Context, h *host.Host, nodeName string, instance *ag
 	}
 	mode := ""
 	if instance != nil {
-		mode, nodeName = instance.Mode, cmp.Or(instance.NodeName, nodeName)
+		mode = instance.Mode
 	}
 	// The server asks only control nodes for the cluster, and of an etcd node no more
 	// than ssh; but the control plane needs its etcd.

@@ -16,7 +16,7 @@ import (
 // checkHealth looks at what fails on a node long after its first boot: certificates,
 // etcd, the disk, network plugins (pain-points C27, C31, C37). What does not apply to
 // this machine is left out.
-func checkHealth(ctx context.Context, h *host.Host) []gate {
+func checkHealth(ctx context.Context, h *host.Host, nodeName string) []gate {
 	ctx, cancel := context.WithTimeout(ctx, gatesTimeout)
 	defer cancel()
 	var checks []check
@@ -37,7 +37,7 @@ func checkHealth(ctx context.Context, h *host.Host) []gate {
 	}
 	if h.Exists(kubeadm.AdminConf) {
 		checks = append(checks, check{name: "pods", probe: asking(h, kubeadm.OpenAPI, func(api *kubeadm.API) (string, error) {
-			ok, detail, err := api.FailingPods(ctx)
+			ok, detail, err := api.FailingPods(ctx, nodeName)
 			return detail, notOK(ok, detail, err)
 		})})
 	}

@@ -27,7 +27,7 @@ func TestHealthOfMachines(t *testing.T) {
 	t.Parallel()
 	names := func(m *hosttest.Machine) string {
 		var names []string
-		for _, gate := range checkHealth(t.Context(), m.Host()) {
+		for _, gate := range checkHealth(t.Context(), m.Host(), "n1") {
 			names = append(names, gate.Name)
 		}
 		return strings.Join(names, " ")

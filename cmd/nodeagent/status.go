@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -169,8 +170,12 @@ func readStatus(ctx context.Context, h *host.Host) (*statusReport, error) {
 	if err != nil || state == nil || state.Role != kubernetesRole || ctx.Err() != nil {
 		return report, err // or nobody waits for the gates any more
 	}
-	report.Gates = checkGates(ctx, h, state.Node, state.Instance)
-	report.Health = checkHealth(ctx, h)
+	nodeName := state.Node
+	if state.Instance != nil {
+		nodeName = cmp.Or(state.Instance.NodeName, nodeName)
+	}
+	report.Gates = checkGates(ctx, h, nodeName, state.Instance)
+	report.Health = checkHealth(ctx, h, nodeName)
 	for _, gate := range slices.Concat(report.Gates, report.Health) {
 		if !gate.OK && !gate.Unknown && !gate.Cluster && report.Phase == agent.PhaseDone {
 			report.Phase = agent.PhaseDegraded

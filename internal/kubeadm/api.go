@@ -267,7 +267,7 @@ func (a *API) waitReady(ctx context.Context, name, version string, report host.R
 			return nil
 		}
 		if ctx.Err() != nil {
-			return fault.Wrap(fault.NodeNotReady, context.Cause(ctx), "node %s is not Ready: %s%s", name, w.last, a.failingPod(ctx))
+			return fault.Wrap(fault.NodeNotReady, context.Cause(ctx), "node %s is not Ready: %s%s", name, w.last, a.failingPod(ctx, name))
 		}
 		if !errors.Is(err, io.EOF) { // the server ends every watch some time
 			w.tell(err.Error())
@@ -279,13 +279,14 @@ func (a *API) waitReady(ctx context.Context, name, version string, report host.R
 	}
 }
 
-// failingPod names the pod of kube-system that fails, if one does and the machine may
-// know it. ctx has ended: it has a few seconds of its own.
-func (a *API) failingPod(ctx context.Context) string {
+// failingPod names the pod of kube-system that fails on the node, if one does and the
+// machine may know it: without what it wrote, as the message is stored where every user
+// may read it. ctx has ended: it has a few seconds of its own.
+func (a *API) failingPod(ctx context.Context, nodeName string) string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), failingPodLimit)
 	defer cancel()
-	if ok, detail, err := a.FailingPods(ctx); err == nil && !ok {
-		return "; " + detail
+	if last, _, err := a.lastFailure(ctx, nodeName); err == nil && last.pod != "" {
+		return "; " + last.String()
 	}
 	return ""
 }

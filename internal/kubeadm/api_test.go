@@ -170,9 +170,9 @@ func TestWaitReadyGivesUpWithTheReason(t *testing.T) {
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
 		},
-		"/api/v1/namespaces/kube-system/pods": says(`{"items":[{"metadata":{"name":"scheduler-n1"},"status":{"containerStatuses":[{"name":"scheduler",
+		"/api/v1/namespaces/kube-system/pods": says(`{"items":[{"metadata":{"name":"scheduler-n1"},"status":{"containerStatuses":[{"name":"scheduler","restartCount":7,
 			"state":{"waiting":{"reason":"CrashLoopBackOff"}},"lastState":{"terminated":{"exitCode":1,"finishedAt":"2026-11-20T12:00:00Z"}}}]}}]}`),
-		"/api/v1/namespaces/kube-system/pods/scheduler-n1/log": says("leaderelection lost"),
+		"/api/v1/namespaces/kube-system/pods/scheduler-n1/log": says("panic: password hunter2 is wrong"),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -184,8 +184,9 @@ func TestWaitReadyGivesUpWithTheReason(t *testing.T) {
 	if err == nil || fault.As(err).Code != fault.NodeNotReady || !strings.Contains(err.Error(), noCNI) || !errors.Is(err, context.Canceled) {
 		t.Errorf("error = %v, want %s with the reason", err, fault.NodeNotReady)
 	}
-	if want := "scheduler of scheduler-n1 ended with 1: leaderelection lost"; err != nil && !strings.Contains(err.Error(), want) {
-		t.Errorf("error = %v, want that %s", err, want)
+	// The message goes where every user may read it: what the container wrote may not.
+	if want := "; scheduler of scheduler-n1 ended with 1, started again 7 times"; err != nil && (!strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2")) {
+		t.Errorf("error = %v, want that %s, and no more of it", err, want)
 	}
 }
 

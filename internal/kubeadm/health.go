@@ -222,17 +222,34 @@ func printable(text string) string {
 	}, strings.Join(strings.Fields(text), " "))
 }
 
-// FailingPods says whether the containers of kube-system's pods work: init containers of
-// network plugins fail where nobody looks (pain-point C31), and a controller manager or
-// scheduler on a machine that is too slow loses its lease and starts again, later each
-// time. detail names the one that failed last, with the last line that it wrote. It
-// returns when ctx ends at the latest.
-func (a *API) FailingPods(ctx context.Context) (ok bool, detail string, err error) {
-	var pods struct{ Items []podObject }
-	if err := a.getJSON(ctx, a.admin, "/api/v1/namespaces/kube-system/pods?limit=1000", &pods); err != nil {
-		return false, "", fmt.Errorf("cannot list the pods of kube-system: %w", err)
+// FailingPods says whether the containers of kube-system's pods on a node work: init
+// containers of network plugins fail where nobody looks (pain-point C31), and a controller
+// manager or scheduler on a machine that is too slow loses its lease and starts again, later
+// each time. detail names the one that failed last, with the last line that it wrote, which
+// may hold anything. It returns when ctx ends at the latest.
+func (a *API) FailingPods(ctx context.Context, nodeName string) (ok bool, detail string, err error) {
+	last, pods, err := a.lastFailure(ctx, nodeName)
+	if err != nil {
+		return false, "", err
 	}
-	var last containerFailure
+	if last.pod == "" {
+		return true, fmt.Sprintf("none of this node's %d in kube-system fails", pods), nil
+	}
+	line, err := a.lastLine(ctx, last)
+	if err != nil {
+		line = "its log cannot be read: " + err.Error()
+	}
+	return false, last.String() + ": " + line, nil
+}
+
+// lastFailure returns the container that failed last of those of kube-system on a node, if
+// one did, and how many pods there are.
+func (a *API) lastFailure(ctx context.Context, nodeName string) (last containerFailure, count int, err error) {
+	query := url.Values{"fieldSelector": {"spec.nodeName=" + strings.ToLower(nodeName)}, "limit": {"1000"}}
+	var pods struct{ Items []podObject }
+	if err := a.getJSON(ctx, a.admin, "/api/v1/namespaces/kube-system/pods?"+query.Encode(), &pods); err != nil {
+		return last, 0, fmt.Errorf("cannot list the pods of kube-system: %w", err)
+	}
 	for _, pod := range pods.Items {
 		for _, f := range pod.failures() {
 			if f.ended.After(last.ended) {
@@ -240,18 +257,7 @@ func (a *API) FailingPods(ctx context.Context) (ok bool, detail string, err erro
 			}
 		}
 	}
-	if last.pod == "" {
-		return true, fmt.Sprintf("none of %d in kube-system fails", len(pods.Items)), nil
-	}
-	line, err := a.lastLine(ctx, last)
-	if err != nil {
-		line = "its log cannot be read: " + err.Error()
-	}
-	again := ""
-	if last.restarts > 1 {
-		again = fmt.Sprintf(", started again %d times", last.restarts)
-	}
-	return false, fmt.Sprintf("%s of %s ended with %d%s: %s", last.container, last.pod, last.exitCode, again, line), nil
+	return last, len(pods.Items), nil
 }
 
 // podObject is a pod as far as its containers' failures go.
@@ -284,6 +290,14 @@ type containerFailure struct {
 	restarts       int
 	ended          time.Time
 	previous       bool // another try of it runs
+}
+
+func (f containerFailure) String() string {
+	again := ""
+	if f.restarts > 1 {
+		again = fmt.Sprintf(", started again %d times", f.restarts)
+	}
+	return fmt.Sprintf("%s of %s ended with %d%s", f.container, f.pod, f.exitCode, again)
 }
 
 // failures are the pod's init containers that ended badly, tried again or not, and its

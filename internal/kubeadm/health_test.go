@@ -167,7 +167,13 @@ func TestFailingPods(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			api := newTestAPI(t, map[string]http.HandlerFunc{
-				"/api/v1/namespaces/kube-system/pods": says(test.pods),
+				// What fails on other nodes is not this node's failure.
+				"/api/v1/namespaces/kube-system/pods": func(w http.ResponseWriter, r *http.Request) {
+					if got := r.URL.Query().Get("fieldSelector"); got != "spec.nodeName=n1" {
+						t.Errorf("asked for the pods of %q", got)
+					}
+					fmt.Fprintln(w, test.pods)
+				},
 				"/api/v1/namespaces/kube-system/pods/calico-node-7/log": func(w http.ResponseWriter, r *http.Request) {
 					if q := r.URL.Query(); q.Get("container") != "install-cni" || q.Get("previous") != test.previous {
 						t.Errorf("asked for %v", q)
@@ -175,7 +181,7 @@ func TestFailingPods(t *testing.T) {
 					fmt.Fprintln(w, "CPU ISA level\x1b[31m is lower than required")
 				},
 			}).open(t)
-			ok, detail, err := api.FailingPods(t.Context())
+			ok, detail, err := api.FailingPods(t.Context(), "N1")
 			if err != nil || ok != (test.detail == "") || test.detail != "" && detail != test.detail {
 				t.Errorf("ok %v, %q, %v", ok, detail, err)
 			}
