@@ -141,7 +141,7 @@ func oneOf(output string, formats ...string) error {
 
 // printJSON is how every command prints with -o json.
 func printJSON(out io.Writer, value any) error {
-	text, err := printableJSON(value)
+	text, err := printableJSON(value, false)
 	if err != nil {
 		return err
 	}
@@ -149,15 +149,16 @@ func printJSON(out io.Writer, value any) error {
 	return err
 }
 
-// printableJSON has as an escape what a terminal would obey.
-func printableJSON(value any) ([]byte, error) {
+// printableJSON has as an escape what a terminal would obey. YAML knows no surrogates:
+// with rawAbove what is above U+FFFF stays as it is.
+func printableJSON(value any, rawAbove bool) ([]byte, error) {
 	text, err := json.MarshalIndent(value, "", "  ")
 	if err != nil {
 		return nil, err
 	}
 	var safe bytes.Buffer
 	for _, c := range string(text) {
-		if c == '\n' || unicode.IsPrint(c) {
+		if c == '\n' || unicode.IsPrint(c) || rawAbove && c > 0xffff {
 			safe.WriteRune(c)
 			continue
 		}
@@ -171,7 +172,7 @@ func printableJSON(value any) ([]byte, error) {
 // printYAML prints what printJSON does, in the same order, as YAML. What a terminal
 // would obey is left out.
 func printYAML(out io.Writer, value any) error {
-	text, err := printableJSON(value)
+	text, err := printableJSON(value, true)
 	if err != nil {
 		return err
 	}

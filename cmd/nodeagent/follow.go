@@ -57,9 +57,8 @@ func followStatus(ctx context.Context, h *host.Host, shown follower) error {
 	defer watch.Close()
 	ended := make(chan struct{}) // no agent runs any more
 	go func() {
-		defer close(ended)
-		if agent.WaitUnlocked(ctx, h) != nil {
-			<-ctx.Done()
+		if agent.WaitUnlocked(ctx, h) == nil {
+			close(ended)
 		}
 	}()
 	for over := false; ; {

@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -188,6 +190,17 @@ func TestWaitGivenUp(t *testing.T) {
 		if !strings.Contains(out.String(), "run   iso") {
 			t.Errorf("%s:\n%s", how, &out)
 		}
+	}
+	// So does one that a signal ends.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	cmd := statusCommand(m.Host())
+	cmd.SetArgs([]string{"--wait"})
+	cmd.SetOut(io.Discard)
+	cmd.SetErr(io.Discard)
+	var code exitCode
+	if err := cmd.ExecuteContext(ctx); !errors.As(err, &code) || int(code) != statusFailed {
+		t.Errorf("stopped: %v", err)
 	}
 	run.end(nil)
 	var out, errs bytes.Buffer

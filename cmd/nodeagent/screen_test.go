@@ -25,7 +25,7 @@ type seen struct {
 
 // hostile is what no screen may pass on: it clears the terminal, hides what follows,
 // turns the direction of writing, and is wide.
-const hostile = "\x1b[2J\x1b]0;title\a\r\n\u202eevil\u009b31m\x7f 世界 \t e\u0301"
+const hostile = "\U000e0001\x1b[2J\x1b]0;title\a\r\n\u202eevil\u009b31m\x7f 世界 \t e\u0301"
 
 // screens are reports of every phase.
 func screens() map[string]seen {

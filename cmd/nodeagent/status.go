@@ -110,7 +110,7 @@ then 1; or --follow was interrupted by Ctrl-C: then 3.`,
 			switch code := report.exitCode(); {
 			case code == statusDone:
 				return nil
-			case code == statusRunning && (wait || follow) && cmd.Context().Err() == nil:
+			case code == statusRunning && (wait || follow && cmd.Context().Err() == nil):
 				return exitCode(statusFailed)
 			default:
 				return exitCode(code)
@@ -176,6 +176,10 @@ func readStatus(ctx context.Context, h *host.Host) (*statusReport, error) {
 	}
 	report.Gates = checkGates(ctx, h, nodeName, state.Instance)
 	report.Health = checkHealth(ctx, h, nodeName)
+	if ctx.Err() != nil { // who asked has left: the gates failed of that
+		report.Gates, report.Health = []gate{}, []gate{}
+		return report, nil
+	}
 	for _, gate := range slices.Concat(report.Gates, report.Health) {
 		if !gate.OK && !gate.Unknown && !gate.Cluster && report.Phase == agent.PhaseDone {
 			report.Phase = agent.PhaseDegraded

@@ -94,7 +94,7 @@ func readTimeline(ctx context.Context, h *host.Host) (*timeline.Chart, error) {
 		facts.Phase += ", on the boot before"
 		return timeline.New(facts), nil
 	}
-	if now, err := host.Monotonic(); err == nil && state.Phase() == agent.PhaseRunning {
+	if now, err := host.Monotonic(); err == nil && state.Ended == nil {
 		facts.Now = now.Seconds()
 	}
 	ctx, cancel := context.WithTimeout(ctx, bootTimesTimeout)

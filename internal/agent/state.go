@@ -203,11 +203,13 @@ func Load(h *host.Host) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
+	// An agent that ends while its state is read has not left it behind.
+	locked := Locked(h)
 	state, err := newest(h, bootID)
 	if err != nil {
 		return nil, err
 	}
-	locked := Locked(h)
+	locked = locked || Locked(h)
 	if upgrade := state.Upgrade; !locked && upgrade != nil && upgrade.Status == Running {
 		upgrade.Status = Interrupted
 		upgrade.Error = &Failure{Code: fault.Interrupted, Message: "nodeagent upgrade ended in this stage",
