@@ -86,6 +86,9 @@ func followStatus(ctx context.Context, h *host.Host, shown follower) error {
 		case <-tick:
 		case <-resized:
 		case <-suspended:
+			if !hasShell() {
+				continue
+			}
 			shown.end()
 			if err := unix.Kill(os.Getpid(), unix.SIGSTOP); err != nil {
 				return err
@@ -99,6 +102,17 @@ func followStatus(ctx context.Context, h *host.Host, shown follower) error {
 			return fmt.Errorf("cannot wait any longer: %w", context.Cause(ctx))
 		}
 	}
+}
+
+// hasShell says whether the parent is a shell that could continue this process once it
+// has stopped: there is none under ssh -t, where the kernel stops nothing either
+// (an orphaned process group).
+func hasShell() bool {
+	parent := os.Getppid()
+	session, err := unix.Getsid(parent)
+	own, ownErr := unix.Getsid(0)
+	group, groupErr := unix.Getpgid(parent)
+	return err == nil && ownErr == nil && groupErr == nil && session == own && group != unix.Getpgrp()
 }
 
 // goesOn says whether there is more to come: of a run, of an upgrade, or of an agent that
