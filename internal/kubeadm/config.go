@@ -140,6 +140,7 @@ type (
 	}
 	timeouts struct {
 		ControlPlaneComponentHealthCheck string `yaml:"controlPlaneComponentHealthCheck,omitempty"`
+		KubernetesAPICall                string `yaml:"kubernetesAPICall,omitempty"`
 		Discovery                        string `yaml:"discovery,omitempty"`
 		TLSBootstrap                     string `yaml:"tlsBootstrap,omitempty"`
 	}
@@ -179,6 +180,10 @@ type (
 // controlPlaneLimit replaces kubeadm's 4 minutes, which a busy hypervisor does
 // not keep (pain-point K8). The step's own deadline still holds.
 const controlPlaneLimit = "10m0s"
+
+// apiCallLimit replaces kubeadm's minute: an API server that has just begun to answer may
+// still be making its own roles then, and kubeadm init ends for want of them.
+const apiCallLimit = "5m0s"
 
 const uploadCerts = "--upload-certs"
 
@@ -377,7 +382,7 @@ func (b *initBuilder) render(v1beta4 bool) ([]byte, error) {
 	init, cluster := b.init, b.cluster
 	if v1beta4 {
 		init.APIVersion = apiV1beta4
-		init.Timeouts = &timeouts{ControlPlaneComponentHealthCheck: controlPlaneLimit}
+		init.Timeouts = &timeouts{ControlPlaneComponentHealthCheck: controlPlaneLimit, KubernetesAPICall: apiCallLimit}
 	} else {
 		init.APIVersion = apiV1beta3
 		cluster.APIServer.TimeoutForControlPlane = controlPlaneLimit

@@ -283,6 +283,7 @@ func renderGivenInit(plan InitPlan) (*config, error) {
 	fillText(init, plan.AdvertiseAddress, "localAPIEndpoint", "advertiseAddress")
 	if v1beta4 {
 		fillText(init, controlPlaneLimit, "timeouts", "controlPlaneComponentHealthCheck")
+		fillText(init, apiCallLimit, "timeouts", "kubernetesAPICall")
 	} else {
 		fillText(cluster, controlPlaneLimit, "apiServer", "timeoutForControlPlane")
 	}
@@ -347,6 +348,7 @@ func renderGivenJoin(plan JoinPlan) (*config, error) {
 	}
 	if v1beta4 {
 		fillText(join, controlPlaneLimit, "timeouts", "controlPlaneComponentHealthCheck")
+		fillText(join, apiCallLimit, "timeouts", "kubernetesAPICall")
 		fillText(join, discoveryLimit, "timeouts", "discovery")
 		fillText(join, controlPlaneLimit, "timeouts", "tlsBootstrap")
 	} else {

@@ -155,7 +155,7 @@ func renderJoin(plan JoinPlan) (*config, error) {
 	}
 	if v1beta4 {
 		join.APIVersion = apiV1beta4
-		join.Timeouts = &timeouts{ControlPlaneComponentHealthCheck: controlPlaneLimit, Discovery: discoveryLimit, TLSBootstrap: controlPlaneLimit}
+		join.Timeouts = &timeouts{ControlPlaneComponentHealthCheck: controlPlaneLimit, KubernetesAPICall: apiCallLimit, Discovery: discoveryLimit, TLSBootstrap: controlPlaneLimit}
 	} else {
 		join.APIVersion = apiV1beta3
 		join.Discovery.Timeout = discoveryLimit
