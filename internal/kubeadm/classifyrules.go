@@ -119,6 +119,9 @@ var findings = []finding{
 	// The 15 s that an upgrade's trial job has are kubeadm's own (its phases/upgrade/health.go):
 	// too few for a busy machine, and where no node takes pods it is left out.
 	{check: pattern(`^CreateJob: .* did not complete in `), code: fault.UpgradeFailed, retry: retryUnchecked},
+	// An API server that is there and too busy to answer: kubeadm asks each thing for seconds.
+	{check: pattern(`(?:context deadline exceeded|Client\.Timeout exceeded|connection refused|TLS handshake timeout|i/o timeout)`), code: fault.APIUnreachable, retry: retryReachable,
+		remedy: "See whether the machine has CPU time and memory left (`top`); then " + restart + "."},
 	{check: pattern(`^(?:Port-\d+|FileAvailable--.*|DirAvailable--.*): `), code: fault.KubeadmPreflight, retry: retryNever,
 		remedy: "This machine is, or was, a Kubernetes node: `kubeadm reset` takes away what it has of that (its data too); then " + restart + "."},
 }

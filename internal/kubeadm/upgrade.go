@@ -350,13 +350,27 @@ func (u *Upgrade) kubeadm(ctx context.Context, report host.Report) error {
 	}
 	r := &run{h: u.h, verb: "upgrade", code: fault.UpgradeFailed, log: UpgradeLog, scrub: scrubber(nil), report: say(report)}
 	what, args := "kubeadm upgrade "+u.journal.Verb, u.kubeadmArgs()
-	failed := r.kubeadm(ctx, what, args...)
-	if failed != nil && ctx.Err() == nil && r.retry == retryUnchecked {
-		report("%s; once more without this check", failed.Message)
-		failed = r.kubeadm(ctx, what, append(args, "--ignore-preflight-errors=CreateJob")...)
-	}
-	if failed != nil {
-		return failed
+	unchecked := false
+	for try := 1; ; try++ {
+		failed := r.kubeadm(ctx, what, args...)
+		switch {
+		case failed == nil:
+		case ctx.Err() != nil || try == upgradeTries:
+			return failed
+		case r.retry == retryUnchecked && !unchecked:
+			report("%s; once more without this check", failed.Message)
+			unchecked, args = true, append(args, "--ignore-preflight-errors=CreateJob")
+			continue
+		case r.retry == retryReachable:
+			report("%s; once more when the API server answers", failed.Message)
+			if err := u.awaitAPI(ctx); err != nil {
+				return failed
+			}
+			continue
+		default:
+			return failed
+		}
+		break
 	}
 	if u.h.Exists(AdminConf) {
 		if err := r.giveRootKubeconfig(); err != nil { // kubeadm has renewed its certificate
@@ -364,6 +378,21 @@ func (u *Upgrade) kubeadm(ctx context.Context, report host.Report) error {
 		}
 	}
 	return u.ended(stageKubeadm)
+}
+
+// upgradeTries is how often kubeadm is run where the machine is too busy for its checks.
+const upgradeTries = 3
+
+// awaitAPI waits until the API server says it is ready, two minutes at most.
+func (u *Upgrade) awaitAPI(ctx context.Context) error {
+	api, err := OpenNodeAPI(u.h)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	return api.waitAnswer(ctx)
 }
 
 func (u *Upgrade) install(ctx context.Context, _ host.Report) error {
