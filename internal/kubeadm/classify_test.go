@@ -144,6 +144,7 @@ var classes = map[string]struct {
 	"join-cluster-config-missing":    {fault.ClusterNotJoinable, retryNever, "the cluster has no ConfigMap kubeadm-config"},
 	"join-kubelet-config-missing":    {fault.ClusterNotJoinable, retryNever, "the cluster has no ConfigMap kubelet-config"},
 	"upgrade-trial-job-slow":         {fault.UpgradeFailed, retryUnchecked, "did not complete in 15s"},
+	"upgrade-api-busy":               {fault.APIUnreachable, retryReachable, "ControlPlaneNodesReady: could not list nodes"},
 	"join-name-taken":                {fault.NodeNameTaken, retryNever, "a node node-1 already"},
 }
 
