@@ -32,6 +32,7 @@ type clusterInfo struct {
 	caHash string    // sha256:hex of the CA's public key, as kubeadm writes it
 	signed bool      // for the bootstrap token that was asked for
 	date   time.Time // the server's clock, to the second; zero when it does not say
+	made   time.Time // when kubeadm init had made it, by the same clock; zero when it does not say
 	asked  time.Time // by this machine's clock
 
 	version string // of the API server: v1.34.4; "" when it does not say
@@ -51,8 +52,15 @@ func (c clusterInfo) skew() time.Duration {
 const awaitPause = 2 * time.Second
 
 // signerLimit is how long the controller manager may take to sign cluster-info for
-// a token. After that kubeadm is asked, and says what is wrong with the token.
-const signerLimit = 30 * time.Second
+// a token. After that kubeadm is asked, and says what is wrong with the token. That of a
+// cluster which is being made may not run yet: kubeadm init does not wait for it.
+func (c clusterInfo) signerLimit() time.Duration {
+	const young = 30 * time.Minute
+	if !c.made.IsZero() && !c.date.IsZero() && c.date.Sub(c.made) < young {
+		return 10 * time.Minute
+	}
+	return 30 * time.Second
+}
 
 // awaitCluster blocks until the API server at endpoint (host:port) has what a node
 // needs to join with the token: the wait of a node that is faster than its control
@@ -74,10 +82,11 @@ func awaitCluster(ctx context.Context, endpoint, token string, report host.Repor
 			if unsigned.IsZero() {
 				unsigned = time.Now()
 			}
-			if time.Since(unsigned) > signerLimit {
+			limit := info.signerLimit()
+			if time.Since(unsigned) > limit {
 				return info, nil
 			}
-			err = errors.New("it has not signed its description for the bootstrap token yet")
+			err = fmt.Errorf("it has not signed its description for the bootstrap token %s yet, which may take %s", id, limit)
 		}
 		if ctx.Err() != nil {
 			if last == "" {
@@ -110,10 +119,14 @@ func readClusterInfo(ctx context.Context, client *http.Client, server, tokenID s
 	if reply.StatusCode != http.StatusOK {
 		return info, statusError(reply)
 	}
-	var object struct{ Data map[string]string }
+	var object struct {
+		Metadata struct{ CreationTimestamp time.Time }
+		Data     map[string]string
+	}
 	if err := json.NewDecoder(io.LimitReader(reply.Body, 1<<20)).Decode(&object); err != nil {
 		return info, errors.New("its cluster-info is no ConfigMap")
 	}
+	info.made = object.Metadata.CreationTimestamp
 	_, info.signed = object.Data["jws-kubeconfig-"+tokenID]
 	info.caHash, err = caHashOf(object.Data["kubeconfig"])
 	return info, err

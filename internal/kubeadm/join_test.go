@@ -34,8 +34,28 @@ func clusterInfoOf(api *testAPI, tokenIDs ...string) string {
 	for _, id := range tokenIDs {
 		data["jws-kubeconfig-"+id] = "header..signature"
 	}
-	text, _ := json.Marshal(map[string]any{"data": data})
+	text, _ := json.Marshal(map[string]any{"metadata": map[string]any{"creationTimestamp": time.Now().UTC().Add(-time.Minute).Format(time.RFC3339)}, "data": data})
 	return string(text)
+}
+
+// The controller manager of a cluster that is being made may come up minutes after its
+// API server; one that has run for long signs at once, or never.
+func TestSignerLimit(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 22, 6, 0, 0, 0, time.UTC)
+	for _, test := range []struct {
+		info clusterInfo
+		want time.Duration
+	}{
+		{clusterInfo{date: now, made: now.Add(-time.Minute)}, 10 * time.Minute},
+		{clusterInfo{date: now, made: now.Add(-24 * time.Hour)}, 30 * time.Second},
+		{clusterInfo{date: now}, 30 * time.Second},
+		{clusterInfo{made: now}, 30 * time.Second},
+	} {
+		if got := test.info.signerLimit(); got != test.want {
+			t.Errorf("%+v: %s, want %s", test.info, got, test.want)
+		}
+	}
 }
 
 func hashOf(api *testAPI) string {
@@ -185,7 +205,7 @@ func TestJoinWaitsForTheCluster(t *testing.T) {
 		t.Fatalf("error %v after %d requests, want none after 3", err, asked.Load())
 	}
 	all := strings.Join(reports, "\n")
-	for _, want := range []string{"waiting for the API server " + planFor(api).Endpoint + ": the API server answers 404", "not signed its description for the bootstrap token"} {
+	for _, want := range []string{"waiting for the API server " + planFor(api).Endpoint + ": the API server answers 404", "not signed its description for the bootstrap token abcdef yet, which may take 10m0s"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("reports\n%s\nlack %q", all, want)
 		}
