@@ -20,9 +20,8 @@ import (
 	"nodeagent/test/template"
 )
 
-// Three control nodes and a worker, as CloudStack makes them: all machines run before
-// the first one gets its ISO, the two further control nodes join at the same time
-// (K6). Then one of them is cut off and comes back (K7), and the whole cluster is
+// Three control nodes and a worker: all machines run before the first one gets its ISO,
+// the two further control nodes and the worker join at the same time (K6). Then one of them is cut off and comes back (K7), and the whole cluster is
 // stopped and started (contract 5.3).
 func TestClusterHighAvailability(t *testing.T) {
 	ctx, l := newLabWith(t, template.Options{}, 80*time.Minute)
@@ -53,13 +52,21 @@ func TestClusterHighAvailability(t *testing.T) {
 	for _, spec := range append(specs, worker) {
 		nodes = append(nodes, boot(t, ctx, l, spec))
 	}
-	for _, m := range nodes {
+	control := nodes[0]
+	began := time.Now()
+	if err := control.InsertISO(ctx, path); err != nil {
+		t.Fatal(err)
+	}
+	// On two emulated CPUs an API server that is being made is not asked by four machines.
+	if status, code := follow(t, ctx, control, ""); code != 0 && code != 2 {
+		t.Fatalf("%s: exit code %d, failures %v", control.Spec.Name, code, status.Failures())
+	}
+	t.Logf("%s is done %v after its ISO", control.Spec.Name, time.Since(began).Round(time.Second))
+	for _, m := range nodes[1:] {
 		if err := m.InsertISO(ctx, path); err != nil {
 			t.Fatal(err)
 		}
 	}
-	control := nodes[0]
-	began := time.Now()
 	made := func(before map[*cloud.Machine]string) {
 		t.Helper()
 		for _, m := range nodes {
