@@ -21,6 +21,7 @@ const (
 
 	upgradeFolder = "/var/lib/nodeagent/upgrade"
 	newKubeadm    = upgradeFolder + "/kubeadm" // the ISO's, until it is installed
+	upgradeConfig = upgradeFolder + "/kubeadm.yaml"
 	keptFolder    = upgradeFolder + "/old"     // what a rollback puts back
 
 	isoLimit     = time.Minute // the ISO is attached before the upgrade begins
@@ -337,16 +338,33 @@ func (u *Upgrade) images(ctx context.Context, report host.Report) error {
 }
 
 func (u *Upgrade) kubeadmArgs() []string {
+	args := []string{"upgrade", verbNode}
 	if u.journal.Verb == verbApply {
 		// As CloudStack's own script does: an edited CoreDNS stops no upgrade.
-		return []string{"upgrade", verbApply, u.To, "-y", "--ignore-preflight-errors=CoreDNSUnsupportedPlugins"}
+		args = []string{"upgrade", verbApply, u.To, "-y", "--ignore-preflight-errors=CoreDNSUnsupportedPlugins"}
 	}
-	return []string{"upgrade", verbNode}
+	if takes, err := takesV1beta4(u.To); err == nil && takes {
+		args = append(args, "--config", upgradeConfig)
+	}
+	return args
 }
+
+// writeConfig gives kubeadm the patience that it is given at init and join: a busy
+// machine needs more than five minutes to change etcd, and kubeadm then takes it back.
+func (u *Upgrade) writeConfig() error {
+	text := "apiVersion: " + apiV1beta4 + "\nkind: UpgradeConfiguration\ntimeouts:\n  kubernetesAPICall: " + apiCallLimit + "\n  upgradeManifests: " + upgradeLimit + "\n"
+	_, err := u.h.WriteFile(upgradeConfig, []byte(text), 0o600)
+	return err
+}
+
+const upgradeLimit = "15m0s"
 
 func (u *Upgrade) kubeadm(ctx context.Context, report host.Report) error {
 	if _, err := copyFile(u.h, newKubeadm, Kubeadm); err != nil {
 		return fault.Wrap(fault.InstallFailed, err, "cannot install kubeadm")
+	}
+	if err := u.writeConfig(); err != nil {
+		return fault.Wrap(fault.UpgradeFailed, err, "cannot run kubeadm upgrade")
 	}
 	r := &run{h: u.h, verb: "upgrade", code: fault.UpgradeFailed, log: UpgradeLog, scrub: scrubber(nil), report: say(report)}
 	what, args := "kubeadm upgrade "+u.journal.Verb, u.kubeadmArgs()

@@ -163,8 +163,8 @@ func (n *upgradable) upgrade(t *testing.T, ctx context.Context, most int) error 
 
 const (
 	all         = 100
-	applyCall   = Kubeadm + " upgrade apply " + newVersion + " -y --ignore-preflight-errors=CoreDNSUnsupportedPlugins --v=5"
-	upgradeCall = Kubeadm + " upgrade node --v=5"
+	applyCall   = Kubeadm + " upgrade apply " + newVersion + " -y --ignore-preflight-errors=CoreDNSUnsupportedPlugins --config /var/lib/nodeagent/upgrade/kubeadm.yaml --v=5"
+	upgradeCall = Kubeadm + " upgrade node --config /var/lib/nodeagent/upgrade/kubeadm.yaml --v=5"
 )
 
 // upgraded checks that nothing of the old version is left, nor of the upgrade.
