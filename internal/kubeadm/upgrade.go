@@ -22,7 +22,7 @@ const (
 	upgradeFolder = "/var/lib/nodeagent/upgrade"
 	newKubeadm    = upgradeFolder + "/kubeadm" // the ISO's, until it is installed
 	upgradeConfig = upgradeFolder + "/kubeadm.yaml"
-	keptFolder    = upgradeFolder + "/old"     // what a rollback puts back
+	keptFolder    = upgradeFolder + "/old" // what a rollback puts back
 
 	isoLimit     = time.Minute // the ISO is attached before the upgrade begins
 	factsLimit   = time.Minute
