@@ -127,6 +127,20 @@ func findSecrets(text string) (found []string) {
 	return found
 }
 
+// runDiag runs the command on a machine and returns what is in its file, by name.
+func runDiag(t *testing.T, m *hosttest.Machine) map[string]string {
+	t.Helper()
+	var out bytes.Buffer
+	cmd := diagCommand(m.Host())
+	cmd.SetArgs([]string{"-o", "-"})
+	cmd.SetOut(&out)
+	cmd.SetErr(io.Discard)
+	if err := cmd.ExecuteContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return unpackDiag(t, &out)
+}
+
 func unpackDiag(t *testing.T, archive io.Reader) map[string]string {
 	t.Helper()
 	zip, err := gzip.NewReader(archive)
@@ -158,15 +172,7 @@ func TestDiagHoldsNoSecrets(t *testing.T) {
 	if len(findSecrets(m.Read("/var/log/cloud-init.log"))) < len(plantedSecrets())-2 {
 		t.Fatal("the test does not find what it has planted")
 	}
-	var out bytes.Buffer
-	cmd := diagCommand(m.Host())
-	cmd.SetArgs([]string{"-o", "-"})
-	cmd.SetOut(&out)
-	cmd.SetErr(io.Discard)
-	if err := cmd.ExecuteContext(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	files := unpackDiag(t, &out)
+	files := runDiag(t, m)
 	for name, text := range files {
 		if found := findSecrets(text); len(found) > 0 {
 			t.Errorf("%s holds %q:\n%s", name, found, text)
@@ -285,15 +291,7 @@ func TestDiagLeavesOut(t *testing.T) {
 	if err := errors.Join(syscall.Mkfifo(m.Path("/home/cloud/.kube/config"), 0o600), os.Symlink("0.log", m.Path("/var/log/pods/kube-system_a_1/a/1.log"))); err != nil {
 		t.Fatal(err)
 	}
-	var out bytes.Buffer
-	cmd := diagCommand(m.Host())
-	cmd.SetArgs([]string{"-o", "-"})
-	cmd.SetOut(&out)
-	cmd.SetErr(io.Discard)
-	if err := cmd.ExecuteContext(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	files := unpackDiag(t, &out)
+	files := runDiag(t, m)
 	for _, name := range []string{"files/var/log/cloud.log", "files/run/cloud-init/instance-data.json", "files/run/cloud-init/instance-data-sensitive.json",
 		"files/run/cloud-init/combined-cloud-config.json", "files/etc/cni/net.d/calico-kubeconfig", "pods/kube-system_a_1/a/1.log"} {
 		if files[name] != "" {

@@ -371,24 +371,23 @@ func (u *Upgrade) kubeadm(ctx context.Context, report host.Report) error {
 	unchecked := false
 	for try := 1; ; try++ {
 		failed := r.kubeadm(ctx, what, args...)
+		if failed == nil {
+			break
+		}
 		switch {
-		case failed == nil:
 		case ctx.Err() != nil || try == upgradeTries:
 			return failed
 		case r.retry == retryUnchecked && !unchecked:
 			report("%s; once more without this check", failed.Message)
 			unchecked, args = true, append(args, "--ignore-preflight-errors=CreateJob")
-			continue
 		case r.retry == retryReachable:
 			report("%s; once more when the API server answers", failed.Message)
 			if err := u.awaitAPI(ctx); err != nil {
 				return failed
 			}
-			continue
 		default:
 			return failed
 		}
-		break
 	}
 	if u.h.Exists(AdminConf) {
 		if err := r.giveRootKubeconfig(); err != nil { // kubeadm has renewed its certificate
